@@ -1,0 +1,174 @@
+"""One loaded version of a model, as the rest of the server sees it.
+
+`savedmodel/` builds it, the manager keeps it, handles pin it, the scheduler fills its programs. This
+file holds the facts and the two protocols; it knows no TensorFlow.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+
+from vitrail_server.work import Kind, Result, Rows
+
+Task = Literal["CLASSIFICATION", "REGRESSION"]
+Resize = Literal["STRETCH", "CENTER_CROP"]
+ImageSize = tuple[int, int]
+"""(height, width) in pixels."""
+
+DTYPES: dict[str, np.dtype[np.generic]] = {
+    "BOOL": np.dtype("?"),
+    "UINT8": np.dtype("u1"),
+    "UINT16": np.dtype("u2"),
+    "UINT32": np.dtype("u4"),
+    "UINT64": np.dtype("u8"),
+    "INT8": np.dtype("i1"),
+    "INT16": np.dtype("i2"),
+    "INT32": np.dtype("i4"),
+    "INT64": np.dtype("i8"),
+    "FP16": np.dtype("f2"),
+    "FP32": np.dtype("f4"),
+    "FP64": np.dtype("f8"),
+}
+"""The NumPy type of each datatype that NumPy has; Triton's names, without BYTES and BF16."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output of a signature."""
+
+    name: str
+    datatype: str
+    """Triton's name: FP32, UINT8, ..., BYTES for strings."""
+    shape: tuple[int, ...] | None
+    """The batch dimension included; -1 where a size is free. None where the rank is unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a SavedModel expects and gives, by tensor name."""
+
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """What a model's config.pbtxt says, completed from the signature."""
+
+    image_input: str
+    """The input that holds the image."""
+    image_range: tuple[float, float] = (0.0, 255.0)
+    """What the pixel values 0 and 255 of an encoded image become."""
+    image_resize: Resize = "STRETCH"
+    """How an encoded image comes to the model's size."""
+    image_sizes: tuple[ImageSize, ...] = ()
+    """The sizes served where the signature leaves height and width free."""
+    fill: tuple[float, ...] = (0.0,)
+    """The default fill: one value, or one per channel."""
+    task: Task | None = None
+    """None: found from the labels and the graph."""
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The names of an output's elements, by output."""
+    max_batch_size: int | None = None
+    """The largest batch the model may run. None: no limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenBatchSize:
+    """A batch size that was measured and chosen at load."""
+
+    kind: Kind
+    image_size: ImageSize
+    batch_size: int
+    seconds: float
+    """How long one batch took."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a version can do, found by a probe at load. An empty reason means that it can."""
+
+    gradient_reason: str = ""
+    """Why the gradient with respect to the image does not exist."""
+    occlusion_reason: str = ""
+    """Why occlusion maps would be meaningless."""
+    frozen_reason: str = ""
+    """Why forwards do not run on a frozen graph."""
+    batch_dependent: bool = False
+    non_deterministic: bool = False
+    fixed_batch_size: int | None = None
+    """None: any batch size."""
+    batch_sizes: tuple[ChosenBatchSize, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """Everything known of one loaded version."""
+
+    name: str
+    version: int
+    signature: Signature
+    settings: ModelSettings
+    task: Task
+    """What the version is for, decided."""
+    probabilities: frozenset[str]
+    """The outputs that are probabilities: they end in a softmax or a sigmoid."""
+    output_elements: Mapping[str, int]
+    """How many elements each numeric output has per image; outputs of other kinds are left out."""
+    capabilities: Capabilities
+
+    @property
+    def image(self) -> TensorSpec:
+        """The image input: shape (batch, height, width, channels)."""
+        return self.signature.inputs[self.settings.image_input]
+
+    @property
+    def image_sizes(self) -> tuple[ImageSize, ...]:
+        """The image sizes served."""
+        _, height, width, _ = self.image.shape or (-1, -1, -1, -1)
+        return ((height, width),) if height > 0 and width > 0 else self.settings.image_sizes
+
+    @property
+    def channels(self) -> int:
+        """The image's channels."""
+        return (self.image.shape or (0,))[-1]
+
+    @property
+    def image_dtype(self) -> np.dtype[np.generic]:
+        """The NumPy type of the image input."""
+        return DTYPES[self.image.datatype]
+
+
+class Program(Protocol):
+    """One compiled device function of fixed batch size; called on the device's thread only."""
+
+    kind: Kind
+    batch_size: int
+    """Rows per call; shorter batches are padded, so that every call has the same shape."""
+    seconds: float
+    """How long one batch takes, as last measured."""
+
+    def execute(self, parts: Sequence[Rows]) -> list[Result]:
+        """Compute at most `batch_size` rows, those of several Runs one after the other.
+
+        Raises:
+            OutOfMemory: the device could not hold the batch.
+
+        """
+
+    def halve(self) -> bool:
+        """Halve the batch size after running out of memory; False if it is 1, or fixed, already."""
+
+
+class Servable(Protocol):
+    """One loaded version. Whoever uses it holds a handle (repository/manager.py)."""
+
+    description: Description
+
+    def program(self, kind: Kind, image_size: ImageSize) -> Program:
+        """Return the program for images of one of the sizes served; the same object every time."""
+
+    def close(self) -> None:
+        """Give the memory back; called once, after the last handle is released."""

@@ -1,0 +1,328 @@
+"""The device: executes batches on one thread and keeps it busy.
+
+Everything here runs on the event loop except `_execute`, which runs on the device's lane. One assembled
+batch always waits behind the running one, so the device never idles while there is work; the rows of
+explanations that nobody wants any more are left out when the batch's turn comes.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from vitrail.errors import Internal, ResourceExhausted, VitrailError
+from vitrail_server.events import BatchExecuted, DeviceEvents
+from vitrail_server.explainers.run import Plan, Run, Summary, Tile
+from vitrail_server.runtime.lane import Lane
+from vitrail_server.runtime.scheduler import DEFAULT_PRIORITY, Batch, Entry, Part, Scheduler
+from vitrail_server.servable import Program
+from vitrail_server.work import OutOfMemory, Result
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+IN_FLIGHT = 2
+"""Batches on the device's lane: the running one and the one behind it."""
+
+BACKLOG = 4
+"""Batches whose tiles may wait for a slow reader before its Run takes no more rows."""
+
+PATIENCE = 1.0
+"""Seconds that a housekeeping call (warm-up, measuring) waits for a quiet moment before it is run anyway."""
+
+
+class Held(Protocol):
+    """What a submission keeps alive until its last row is absorbed: the handle of a servable."""
+
+    def close(self) -> None:
+        """Let go."""
+
+
+class Submission:
+    """A Run on its way through the device, as the rpc layer sees it.
+
+    `on_change` is called on the event loop whenever there may be a plan, tiles or the end to read.
+    """
+
+    def __init__(self, device: "Device", entry: Entry, held: Held, on_change: Callable[[], None]) -> None:
+        self._device = device
+        self._entry = entry
+        self._held: Held | None = held
+        self._on_change = on_change
+        self._backlog = 0
+        self._out = 0
+        self.queue_seconds = 0.0
+        """Seconds from the request's arrival until its first batch began."""
+        self.device_seconds = 0.0
+        """Its share, by rows, of the seconds that its batches took."""
+
+    @property
+    def plan(self) -> Plan | None:
+        """The Run's plan; None until the model has answered for the unperturbed image."""
+        return self._entry.run.plan
+
+    @property
+    def error(self) -> VitrailError | None:
+        """Why it failed; None if it did not."""
+        return self._entry.run.error
+
+    @property
+    def finished(self) -> bool:
+        """No more tiles will come than `tiles` returns now."""
+        return self._entry.run.finished
+
+    def tiles(self) -> Sequence[Tile]:
+        """Return what is new for the reader, who has thereby caught up."""
+        self._backlog = 0
+        if self._entry.paused:
+            self._entry.paused = False
+            self._device.fill()
+        return self._entry.run.tiles()
+
+    def summary(self) -> Summary:
+        """Return how it went; once finished, without error."""
+        return self._entry.run.summary()
+
+    def cancel(self) -> None:
+        """Drop all work that has not begun. Does nothing once finished."""
+        self._entry.cancelled = True
+        self._device.withdraw(self)
+        if not self._out:
+            self._release()
+
+    def dispatched(self) -> None:
+        """Note that some of its rows are in a batch."""
+        self._out += 1
+
+    def returned(self, part: Part, outcome: "_Outcome | None") -> None:
+        """Take its rows of a batch back: computed (`outcome`), or to be done again (None)."""
+        self._out -= 1
+        entry = self._entry
+        if entry.cancelled or entry.run.error:
+            pass  # nobody asks for these rows any more
+        elif outcome is None:
+            entry.run.give_back(part.work)
+        else:
+            if not self.device_seconds:
+                self.queue_seconds = outcome.began - entry.arrived
+            self.device_seconds += outcome.seconds * len(part) / outcome.rows
+            self._backlog += 1
+            entry.paused = self._backlog >= BACKLOG
+            self._absorb(part, outcome.results[id(part)])
+        self._settle()
+
+    def failed(self, part: Part, error: VitrailError) -> None:
+        """End the Run: its rows of a batch could not be computed."""
+        self._out -= 1
+        if not part.entry.cancelled:
+            part.entry.run.fail(error)
+        self._settle()
+
+    def _absorb(self, part: Part, result: Result) -> None:
+        try:
+            self._entry.run.absorb(part.work, result)
+        except Exception:
+            log.exception("a run could not absorb its results")
+            self._entry.run.fail(Internal("the server could not turn the model's outputs into a map"))
+
+    def _settle(self) -> None:
+        run = self._entry.run
+        if run.finished or self._entry.cancelled:
+            self._device.withdraw(self)
+            if not self._out:
+                self._release()
+        self._on_change()
+
+    def _release(self) -> None:
+        if self._held is not None:
+            self._held.close()
+            self._held = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Outcome:
+    """What the device's lane made of a batch."""
+
+    began: float
+    seconds: float
+    rows: int
+    results: dict[int, Result]
+    """By id of the part; the parts of cancelled explanations are missing."""
+
+
+class Device:
+    """One device with its thread, its queue and its scheduler."""
+
+    def __init__(self, events: DeviceEvents, clock: Callable[[], float] = time.monotonic) -> None:
+        self._events = events
+        self._clock = clock
+        self._lane = Lane("device")
+        self._scheduler = Scheduler()
+        self._submissions: dict[int, Submission] = {}
+        self._chores: deque[tuple[float, Callable[[], None]]] = deque()
+        self._in_flight = 0
+        self._loop = asyncio.get_running_loop()
+        self._closed = False
+
+    def submit(
+        self,
+        run: Run,
+        program: Program,
+        held: Held,
+        on_change: Callable[[], None],
+        *,
+        caller: str,
+        arrived: float,
+        priority: int = DEFAULT_PRIORITY,
+        time_budget: float | None = None,
+    ) -> Submission:
+        """Take a Run in; its rows may be part of the next batch.
+
+        `held` is closed when the last row is absorbed. `arrived` is on the device's clock, and
+        `time_budget` is in seconds from then.
+        """
+        entry = Entry(
+            run=run,
+            program=program,
+            caller=caller,
+            arrived=arrived,
+            priority=priority,
+            ends=None if time_budget is None else arrived + time_budget,
+        )
+        submission = Submission(self, entry, held, on_change)
+        self._submissions[id(entry)] = submission
+        self._scheduler.add(entry)
+        self.fill()
+        return submission
+
+    def call(self, chore: Callable[[], T]) -> T:
+        """Run `chore` on the device's thread when the device is quiet, and return its result.
+
+        For warm-up and measuring, which are less urgent than any explanation. Blocks: to be called
+        from another thread than the event loop's.
+        """
+        done: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(chore())
+            except BaseException as error:  # noqa: BLE001 - it belongs to the thread that waits
+                done.set_exception(error)
+
+        self._loop.call_soon_threadsafe(self._add_chore, run, done)
+        return done.result()
+
+    def withdraw(self, submission: Submission) -> None:
+        """Hand out no more rows of this submission."""
+        entry = submission._entry  # noqa: SLF001 - the two classes are one mechanism
+        self._scheduler.remove(entry)
+        self._submissions.pop(id(entry), None)
+
+    def fill(self) -> None:
+        """Keep the device busy: called whenever there may be work that it could not take before."""
+        while self._in_flight < IN_FLIGHT and not self._closed:
+            now = self._clock()
+            if self._chores and now - self._chores[0][0] > PATIENCE:
+                self._dispatch_chore()
+            elif batch := self._scheduler.next_batch(now):
+                self._dispatch(batch)
+            elif self._chores and not self._in_flight:
+                self._dispatch_chore()
+            else:
+                break
+        self._end_stopped()
+
+    def close(self) -> None:
+        """Stop: the running batch ends, what waits is dropped."""
+        self._closed = True
+        self._lane.close()
+
+    def _dispatch(self, batch: Batch) -> None:
+        owners = [self._submissions[id(part.entry)] for part in batch.parts]
+        for owner in owners:
+            owner.dispatched()
+        self._in_flight += 1
+        future = self._lane.submit(self._execute, batch)
+        future.add_done_callback(
+            lambda done: self._loop.call_soon_threadsafe(self._completed, batch, owners, done)
+        )
+
+    def _execute(self, batch: Batch) -> _Outcome:
+        """Compute a batch, without the rows that nobody wants any more. On the device's thread."""
+        began = self._clock()
+        parts = [part for part in batch.parts if not part.entry.cancelled]
+        if not parts:
+            return _Outcome(began, 0.0, 0, {})
+        results = batch.program.execute([part.work.rows for part in parts])
+        return _Outcome(
+            began,
+            self._clock() - began,
+            sum(len(part) for part in parts),
+            {id(part): result for part, result in zip(parts, results, strict=True)},
+        )
+
+    def _completed(self, batch: Batch, owners: Sequence[Submission], done: Future[_Outcome]) -> None:
+        self._in_flight -= 1
+        if done.cancelled():
+            return
+        error = done.exception()
+        if error is None:
+            outcome = done.result()
+            self._scheduler.settle(batch, outcome.seconds)
+            if outcome.rows:
+                self._events.batch_executed(
+                    BatchExecuted(batch.program.kind, outcome.rows, batch.program.batch_size, outcome.seconds)
+                )
+            for part, owner in zip(batch.parts, owners, strict=True):
+                owner.returned(part, outcome if id(part) in outcome.results else None)
+        elif isinstance(error, OutOfMemory) and batch.program.halve():
+            log.warning("out of memory; batches of %d from now on", batch.program.batch_size)
+            self._again(batch, owners)
+        elif len(batch.parts) > 1:
+            # One image may have made the whole batch fail: from now on each fails for itself only.
+            for part in batch.parts:
+                part.entry.alone = True
+            self._again(batch, owners)
+        else:
+            owners[0].failed(batch.parts[0], _refusal(error))
+        self.fill()
+
+    def _again(self, batch: Batch, owners: Sequence[Submission]) -> None:
+        for part, owner in zip(batch.parts, owners, strict=True):
+            owner.returned(part, None)
+
+    def _end_stopped(self) -> None:
+        """Tell the owners of Runs that ended without a batch: their time budget was spent in the queue."""
+        for submission in [each for each in self._submissions.values() if each.finished]:
+            submission._settle()  # noqa: SLF001 - the two classes are one mechanism
+
+    def _add_chore(self, run: Callable[[], None], done: "Future[T]") -> None:
+        if self._closed:
+            done.set_exception(Internal("the server is shutting down"))
+            return
+        self._chores.append((self._clock(), run))
+        self.fill()
+
+    def _dispatch_chore(self) -> None:
+        _, run = self._chores.popleft()
+        self._in_flight += 1
+        self._lane.submit(run).add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._chore_done))
+
+    def _chore_done(self) -> None:
+        self._in_flight -= 1
+        self.fill()
+
+
+def _refusal(error: BaseException) -> VitrailError:
+    """Return what the caller is told of a failed batch: no stack trace, one line."""
+    if isinstance(error, VitrailError):
+        return error
+    if isinstance(error, OutOfMemory):
+        return ResourceExhausted("the device ran out of memory for a single image; use a smaller image")
+    log.error("a batch failed", exc_info=error)
+    line = str(error).strip().partition("\n")[0][:200]
+    return Internal(f"the model failed while it computed: {type(error).__name__}: {line}")

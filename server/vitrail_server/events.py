@@ -6,6 +6,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+from vitrail_server.repository.state import State
 from vitrail_server.work import Kind
 
 
@@ -62,3 +63,16 @@ class ExplanationEvents(Protocol):
 
     def explanation_ended(self, event: ExplanationEnded, *, admitted: bool) -> None:
         """Report the end of an explanation, of one that was never admitted too."""
+
+
+class RepositoryEvents(Protocol):
+    """What the manager of the models reports."""
+
+    def model_state(self, name: str, version: int, state: State, reason: str) -> None:
+        """Report that a version entered a state; the reason is empty unless the state is END."""
+
+    def model_refused(self, name: str, reason: str) -> None:
+        """Report that a model as a whole cannot be served: its configuration or directory is at fault."""
+
+    def load_finished(self, name: str, version: int, seconds: float, *, ok: bool) -> None:
+        """Report that loading a version ended, well or not."""

@@ -916,12 +916,19 @@ class ImageMean(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    VALUES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """In a plan: the mean of each channel. Ignored in a request."""
+
     def __init__(
         self,
+        *,
+        values: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1256,8 +1263,8 @@ class Summary(_message.Message):
     if the window was evaluated. Empty if COMPLETE.
     """
     queue_seconds: _builtins.float
-    """Seconds spent waiting for the device, on the device (this explanation's share of each batch),
-    and in total since the request arrived.
+    """Seconds from the request's arrival until its first batch began, on the device (its share of each
+    batch, by rows), and in total since the request arrived.
     """
     device_seconds: _builtins.float
     total_seconds: _builtins.float
@@ -1401,7 +1408,7 @@ class Warning(_message.Message):
         KIND_ZERO_MAP: Warning._Kind.ValueType  # 3
         """The map of a target is 0 everywhere."""
         KIND_SATURATED: Warning._Kind.ValueType  # 4
-        """The probability of a target is so close to 1 (or 0) that its changes vanish in rounding."""
+        """The probability of a target is so close to 1 that its changes vanish in rounding."""
         KIND_NON_FINITE: Warning._Kind.ValueType  # 5
         """The map of a target has values that are not finite."""
 
@@ -1416,7 +1423,7 @@ class Warning(_message.Message):
     KIND_ZERO_MAP: Warning.Kind.ValueType  # 3
     """The map of a target is 0 everywhere."""
     KIND_SATURATED: Warning.Kind.ValueType  # 4
-    """The probability of a target is so close to 1 (or 0) that its changes vanish in rounding."""
+    """The probability of a target is so close to 1 that its changes vanish in rounding."""
     KIND_NON_FINITE: Warning.Kind.ValueType  # 5
     """The map of a target has values that are not finite."""
 

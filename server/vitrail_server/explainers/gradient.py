@@ -64,8 +64,10 @@ class GradientRun:
         self._rows = self._targets.rows()
         self._values = values_of(question, self._targets.count)
         self._subject = Subject(question.image, question.inputs)
-        height, width, _ = question.image.shape
+        height, width, channels = question.image.shape
         self.image_size: ImageSize = (height, width)
+        shape = (self._targets.count, height, width)
+        self.map_shape = (*shape, channels) if parameters.channel_reduction == "NONE" else shape
         self.plan: Plan | None = None
         self.error: VitrailError | None = None
 
@@ -148,14 +150,12 @@ class GradientRun:
         question = self._question
         indices = self._targets.resolve(outputs)
         scores = score(question.objective, outputs[None], indices, self._values)[0]
-        height, width, channels = question.image.shape
-        shape = (self._targets.count, height, width)
         self.plan = Plan(
             output=question.output,
             targets=resolved_targets(question, indices, outputs, scores),
             objective=question.objective,
             values=tuple(self._values.tolist()) if question.values else (),
-            map_shape=(*shape, channels) if self.parameters.channel_reduction == "NONE" else shape,
+            map_shape=self.map_shape,
             evaluations=self._targets.count,
             warnings=plan_notes(question, scores),
         )

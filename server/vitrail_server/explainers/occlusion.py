@@ -33,6 +33,8 @@ from vitrail_server.explainers.run import Diagnostics, Nothing, Plan, Summary, T
 from vitrail_server.servable import ImageSize
 from vitrail_server.work import Kind, OccludeRows, Result, Subject
 
+Resolution = Literal["PIXELS", "WINDOWS"]
+
 CLEAN = -1
 """The tag of the row with the unperturbed image; windows have their raster position, 0 and up."""
 
@@ -50,7 +52,7 @@ class OcclusionParameters:
     edge: Edge = "CLIP"
     absolute: bool = False
     """The absolute value of each window's score."""
-    resolution: Literal["PIXELS", "WINDOWS"] = "PIXELS"
+    resolution: Resolution = "PIXELS"
     order: Order = "RASTER"
 
 
@@ -91,6 +93,7 @@ class OcclusionRun:
         self._windows = rectangles_of(rows, columns)
         cells = pixel_cells if parameters.resolution == "PIXELS" else window_cells
         self._mosaic = Mosaic(cells(rows), cells(columns), parameters.order, self._targets.count)
+        self.map_shape = (self._targets.count, *self._mosaic.map_size)
         self.image_size: ImageSize = (height, width)
         self.plan: Plan | None = None
         self.error: VitrailError | None = None
@@ -206,7 +209,7 @@ class OcclusionRun:
             targets=resolved_targets(question, self._indices, clean, self._base),
             objective=question.objective,
             values=tuple(self._values.tolist()) if question.values else (),
-            map_shape=(self._targets.count, *self._mosaic.map_size),
+            map_shape=self.map_shape,
             evaluations=len(self._windows) + 1,
             warnings=plan_notes(question, self._base),
             window_grid=self._mosaic.evaluated.shape,

@@ -153,6 +153,10 @@ class Run(Protocol):
         """The size of its image, which with `kind` names the Program."""
 
     @property
+    def map_shape(self) -> tuple[int, ...]:
+        """(targets, height, width) or (targets, height, width, channels), known from the start."""
+
+    @property
     def plan(self) -> Plan | None:
         """None until the model has answered for the unperturbed image."""
 

@@ -1,0 +1,55 @@
+"""`vitrail-server`: reads the settings, runs the server until it is told to stop.
+
+The first SIGTERM or SIGINT drains the server, a second one ends it at once.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+
+from vitrail.errors import VitrailError
+from vitrail_server.settings import Settings, parse
+
+
+def main() -> None:
+    """Run the command line."""
+    settings = parse(sys.argv[1:])
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    # TensorFlow reads its environment when it is imported, which the loader does.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        sys.exit(asyncio.run(_serve(settings)))
+    except VitrailError as error:
+        print(f"vitrail-server: {error.message}", file=sys.stderr)
+        sys.exit(1)
+
+
+async def _serve(settings: Settings) -> int:
+    """Serve until a signal; return the exit status."""
+    from vitrail_server.server import Server
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            os._exit(1)
+        stop.set()
+
+    for each in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(each, on_signal)
+    async with Server(settings) as server:
+        loading = asyncio.create_task(server.load())
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if loading.done() and not loading.result() and settings.exit_on_error:
+            print("vitrail-server: a model failed to load (--exit-on-error)", file=sys.stderr)
+            return 1
+        await stopping
+        if not loading.done():
+            loading.cancel()
+    return 0

@@ -1,0 +1,203 @@
+"""Builds the server from its parts, runs it, and takes it down in order.
+
+build   lanes, device, manager, services, metrics
+start   the ports open at once; then the models are loaded; then health says SERVING
+drain   health says NOT_SERVING, nothing new is admitted, what is in flight may end
+stop    rpcs, models, device, lanes
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Self
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from vitrail.errors import FailedPrecondition
+from vitrail.v1 import explanation_pb2, explanation_pb2_grpc, model_pb2, model_pb2_grpc
+from vitrail_server.explainers.question import Limits
+from vitrail_server.metrics import Metrics
+from vitrail_server.repository.completion import complete
+from vitrail_server.repository.manager import Manager
+from vitrail_server.repository.source import Loader, VersionSource
+from vitrail_server.repository.state import State
+from vitrail_server.rpc.admission import Admission
+from vitrail_server.rpc.boundary import Boundary
+from vitrail_server.rpc.conversation import StreamLimits
+from vitrail_server.rpc.explanation_service import ExplanationService
+from vitrail_server.rpc.health import Health
+from vitrail_server.rpc.model_service import ModelService
+from vitrail_server.rpc.session import Engine
+from vitrail_server.rpc.tokens import read_tokens
+from vitrail_server.runtime.device import Device
+from vitrail_server.runtime.lane import Lane
+from vitrail_server.servable import Servable
+from vitrail_server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+SERVICES = (
+    explanation_pb2.DESCRIPTOR.services_by_name["ExplanationService"].full_name,
+    model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
+)
+HEALTH_SERVICE = "grpc.health.v1.Health"
+
+
+class Server:
+    """One server process. `async with` starts it, without waiting for its models, and stops it."""
+
+    def __init__(self, settings: Settings, loader: Loader | None = None) -> None:
+        """`loader` makes the servables; None: TensorFlow's."""
+        self._settings = settings
+        self._loader = loader
+
+    async def __aenter__(self) -> Self:
+        """Open the ports.
+
+        Raises:
+            FailedPrecondition: a port cannot be had, or the token file cannot be used.
+
+        """
+        settings = self._settings
+        self._metrics = Metrics()
+        self._health = Health(SERVICES)
+        self._device = Device(self._metrics)
+        self._loading, self._decoding = Lane("loading"), Lane("decoding")
+        self._admission = Admission(settings.max_explanations, settings.max_upload_bytes)
+        self.manager = Manager(
+            settings.model_repository,
+            self._loader or _TensorFlowLoader(settings, self._device),
+            self._loading,
+            _Reports(self._metrics, self._health),
+        )
+        self._rpc = self._build_rpc()
+        self.grpc_port = self._bind()
+        self.metrics_port = self._serve_metrics()
+        await self._rpc.start()
+        log.info("rpcs on %s:%d", settings.grpc_address, self.grpc_port)
+        log.info("metrics on http://%s:%d/metrics", settings.metrics_address, self.metrics_port)
+        return self
+
+    async def load(self) -> bool:
+        """Load the repository's models, then say that the server is ready; False if any failed."""
+        await self.manager.start()
+        self._health.ready()
+        return all(
+            not model.reason and all(version.state is State.AVAILABLE for version in model.versions)
+            for model in self.manager.models()
+        )
+
+    async def __aexit__(self, *_: object) -> None:
+        """Let what is in flight end, for a while, then take everything down."""
+        self._admission.draining = True
+        await self._health.draining()
+        await self._rpc.stop(self._settings.exit_timeout_secs)
+        await self.manager.close()
+        self._device.close()
+        self._loading.close()
+        self._decoding.close()
+        self._metrics.close()
+
+    def _build_rpc(self) -> grpc.aio.Server:
+        settings = self._settings
+        engine = Engine(
+            manager=self.manager,
+            device=self._device,
+            decoding=self._decoding,
+            admission=self._admission,
+            events=self._metrics,
+            limits=Limits(targets=settings.max_targets, scores=settings.max_scores),
+            max_image_pixels=settings.max_image_pixels,
+        )
+        stream_limits = StreamLimits(
+            settings.max_explanations_per_stream, settings.max_message_bytes, settings.upload_timeout_secs
+        )
+        tokens = read_tokens(settings.token_file) if settings.token_file else None
+        server = grpc.aio.server(
+            interceptors=[Boundary(self._metrics, tokens)],
+            options=[
+                ("grpc.max_receive_message_length", settings.max_message_bytes),
+                # A second server on the same port is a mistake, not a silent partner.
+                ("grpc.so_reuseport", 0),
+            ],
+        )
+        explanation_pb2_grpc.add_ExplanationServiceServicer_to_server(
+            ExplanationService(engine, stream_limits, settings.write_timeout_secs), server
+        )
+        model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(self.manager), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
+        reflection.enable_server_reflection((*SERVICES, HEALTH_SERVICE, reflection.SERVICE_NAME), server)
+        return server
+
+    def _bind(self) -> int:
+        settings = self._settings
+        address = f"{settings.grpc_address}:{settings.grpc_port}"
+        try:
+            return self._rpc.add_insecure_port(address)
+        except RuntimeError as error:
+            raise FailedPrecondition(
+                f"--grpc-port: {address} cannot be had; is another server running on it?"
+            ) from error
+
+    def _serve_metrics(self) -> int:
+        settings = self._settings
+        try:
+            return self._metrics.serve(settings.metrics_address, settings.metrics_port)
+        except OSError as error:
+            raise FailedPrecondition(
+                f"--metrics-port: {settings.metrics_address}:{settings.metrics_port} cannot be had "
+                f"({error.strerror}); is another server running on it?"
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Reports:
+    """Tells metrics and health what happens to the models."""
+
+    metrics: Metrics
+    health: Health
+
+    def model_state(self, name: str, version: int, state: State, reason: str) -> None:
+        """Note that a version entered a state."""
+        (log.error if reason and state is State.END else log.info)(
+            "model %s version %d: %s%s", name, version, state, f" ({reason})" if reason else ""
+        )
+        self.metrics.model_state(name, version, state, reason)
+        self.health.model_state(name, version, state)
+
+    def model_refused(self, name: str, reason: str) -> None:
+        """Note that a model as a whole cannot be served."""
+        self.metrics.model_refused(name, reason)
+        self.health.model_refused(name)
+
+    def load_finished(self, name: str, version: int, seconds: float, *, ok: bool) -> None:
+        """Note that loading a version ended."""
+        log.info("model %s version %d: %s in %.1f s", name, version, "loaded" if ok else "failed", seconds)
+        self.metrics.load_finished(name, version, seconds, ok=ok)
+
+
+class _TensorFlowLoader:
+    """Loads versions with TensorFlow, which is imported when the first one is: the ports are open by then."""
+
+    def __init__(self, settings: Settings, device: Device) -> None:
+        self._settings = settings
+        self._device = device
+
+    def load(self, source: VersionSource) -> Servable:
+        """Load a version and warm it up (`repository.source.Loader`)."""
+        from vitrail_server.savedmodel.loader import SavedModelLoader
+        from vitrail_server.savedmodel.threads import use_threads
+
+        settings = self._settings
+        use_threads(settings.intra_op_threads, settings.inter_op_threads)
+        loader = SavedModelLoader(
+            time_slice=settings.time_slice_secs, batch_bytes=settings.batch_memory_bytes
+        )
+        return loader.load(
+            name=source.name,
+            version=source.version,
+            path=source.saved_model,
+            complete=lambda signature: complete(source.config, signature),
+            run=self._device.call,
+        )

@@ -31,8 +31,8 @@ CMD ["vitrail-server"]
 
 FROM runtime AS gpu
 COPY --from=build-gpu /opt/vitrail /opt/vitrail
-USER vitrail
+USER 10001
 
 FROM runtime AS cpu
 COPY --from=build-cpu /opt/vitrail /opt/vitrail
-USER vitrail
+USER 10001

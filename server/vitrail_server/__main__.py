@@ -1,0 +1,5 @@
+"""`python -m vitrail_server` is `vitrail-server`."""
+
+from vitrail_server.cli import main
+
+main()

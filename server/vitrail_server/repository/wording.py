@@ -1,0 +1,49 @@
+"""How names, lists and failures are written in messages.
+
+Messages travel in HTTP/2 trailers, which clients limit to 8 KiB, and names come from anyone: whatever
+goes into a message passes through here and comes out printable and short.
+"""
+
+from collections.abc import Iterable
+
+from vitrail.errors import VitrailError
+
+NAME_LIMIT = 64
+"""Characters of a name that are shown."""
+LIST_LIMIT = 10
+"""Items of a list that are shown."""
+REASON_LIMIT = 400
+"""Characters of a reason that are shown."""
+MESSAGE_LIMIT = 1000
+"""Characters of a message; gRPC sends a message up to three times, in two encodings."""
+
+
+def quoted(name: str) -> str:
+    """Return the name in quotes, printable and cut to `NAME_LIMIT` characters."""
+    return repr(shortened(name, NAME_LIMIT))
+
+
+def listed(items: Iterable[object], none: str = "none") -> str:
+    """Return the items separated by commas, cut to `LIST_LIMIT`; `none` if there are none."""
+    words = [str(item) for item in items]
+    more = len(words) - LIST_LIMIT
+    return (", ".join(words[:LIST_LIMIT]) + (f" and {more} more" if more > 0 else "")) or none
+
+
+def shape_text(shape: Iterable[int] | None) -> str:
+    """Return a shape as Triton writes it, without spaces."""
+    return "of unknown rank" if shape is None else "[" + ",".join(str(size) for size in shape) + "]"
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the first line of what went wrong, with the error's class unless the error is one of ours."""
+    lines = str(error).strip().splitlines()
+    line = shortened(lines[0], REASON_LIMIT) if lines else ""
+    if isinstance(error, VitrailError) and line:
+        return line
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
+
+
+def shortened(text: str, limit: int) -> str:
+    """Return the text, its end replaced by dots if it is longer than the limit."""
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,149 @@
+"""A repository on disk without models, and what surrounds the manager: servables, loader, lane, events."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from vitrail_server.repository.directory import ModelDirectory, read_model_directory
+from vitrail_server.repository.source import VersionSource
+from vitrail_server.repository.state import State
+from vitrail_server.servable import (
+    Capabilities,
+    Description,
+    ImageSize,
+    ModelSettings,
+    Program,
+    Signature,
+    TensorSpec,
+)
+from vitrail_server.work import Kind
+
+T = TypeVar("T")
+
+SIGNATURE = Signature(
+    inputs={"image": TensorSpec("image", "FP32", (-1, 4, 6, 3))},
+    outputs={"scores": TensorSpec("scores", "FP32", (-1, 5))},
+)
+
+
+def write_model(
+    repository: Path,
+    name: str,
+    *versions: int | str,
+    config: str | None = None,
+    files: Mapping[str, str] | None = None,
+) -> Path:
+    """Write a model with empty SavedModels in Triton's layout and return its directory."""
+    model = repository / name
+    model.mkdir(parents=True)
+    for version in versions:
+        saved_model = model / str(version) / "model.savedmodel"
+        saved_model.mkdir(parents=True)
+        (saved_model / "saved_model.pb").touch()
+    if config is not None:
+        (model / "config.pbtxt").write_text(config)
+    for path, text in (files or {}).items():
+        (model / path).write_text(text)
+    return model
+
+
+def model_directory(
+    tmp_path: Path, config: str | None = None, files: Mapping[str, str] | None = None
+) -> ModelDirectory:
+    """Write a model 'm' with version 1 and read its directory."""
+    return read_model_directory("m", write_model(tmp_path, "m", 1, config=config, files=files))
+
+
+class FakeServable:
+    """Counts how often it is closed."""
+
+    def __init__(self, name: str, version: int, closing_error: Exception | None = None) -> None:
+        self.description = Description(
+            name=name,
+            version=version,
+            signature=SIGNATURE,
+            settings=ModelSettings(image_input="image"),
+            task="REGRESSION",
+            probabilities=frozenset(),
+            output_elements={"scores": 5},
+            capabilities=Capabilities(),
+        )
+        self.closed = 0
+        self._closing_error = closing_error
+
+    def program(self, kind: Kind, image_size: ImageSize) -> Program:
+        raise AssertionError("nothing is computed here")
+
+    def close(self) -> None:
+        self.closed += 1
+        if self._closing_error is not None:
+            raise self._closing_error
+
+
+class FakeLoader:
+    """Makes a FakeServable of every version but the broken ones."""
+
+    def __init__(
+        self,
+        broken: Mapping[tuple[str, int], Exception] | None = None,
+        closing_error: Exception | None = None,
+    ) -> None:
+        self.sources: list[VersionSource] = []
+        self.servables: dict[tuple[str, int], FakeServable] = {}
+        self._broken = broken or {}
+        self._closing_error = closing_error
+
+    def load(self, source: VersionSource) -> FakeServable:
+        self.sources.append(source)
+        key = (source.name, source.version)
+        if key in self._broken:
+            raise self._broken[key]
+        self.servables[key] = FakeServable(*key, closing_error=self._closing_error)
+        return self.servables[key]
+
+
+class FakeLane:
+    """Runs calls on the event loop, as many as were allowed."""
+
+    def __init__(self, allowed: int = 1_000_000) -> None:
+        self._permits = asyncio.Semaphore(allowed)
+
+    def allow(self, calls: int = 100) -> None:
+        for _ in range(calls):
+            self._permits.release()
+
+    async def run(self, call: Callable[[], T]) -> T:
+        await self._permits.acquire()
+        return call()
+
+
+class RecordedEvents:
+    """Keeps what happened, and lets a test wait for it."""
+
+    def __init__(self) -> None:
+        self.states: list[tuple[str, int, State, str]] = []
+        self.refused: list[tuple[str, str]] = []
+        self.loads: list[tuple[str, int, bool]] = []
+        self.on_state: Callable[[str, int, State], None] = lambda name, version, state: None
+        self._changed = asyncio.Event()
+
+    def model_state(self, name: str, version: int, state: State, reason: str) -> None:
+        self.states.append((name, version, state, reason))
+        self.on_state(name, version, state)
+        self._changed.set()
+
+    def model_refused(self, name: str, reason: str) -> None:
+        self.refused.append((name, reason))
+
+    def load_finished(self, name: str, version: int, seconds: float, *, ok: bool) -> None:
+        assert seconds >= 0
+        self.loads.append((name, version, ok))
+
+    def life(self, name: str, version: int) -> list[State]:
+        return [state for model, number, state, _ in self.states if (model, number) == (name, version)]
+
+    async def reached(self, name: str, version: int, state: State) -> None:
+        while state not in self.life(name, version):
+            self._changed.clear()
+            await self._changed.wait()

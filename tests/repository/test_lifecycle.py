@@ -1,0 +1,268 @@
+import asyncio
+import weakref
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vitrail.errors import FailedPrecondition
+from vitrail_server.repository.lifecycle import UNLOADED, Handle, Version
+from vitrail_server.repository.state import State
+
+from .fakes import FakeLane, FakeServable, RecordedEvents
+
+
+class Scene:
+    """Version 1 of model 'm' and all that surrounds it."""
+
+    def __init__(self, error: Exception | None = None, closing_error: Exception | None = None) -> None:
+        self.events = RecordedEvents()
+        self.lane = FakeLane(allowed=0)
+        self.servable = FakeServable("m", 1, closing_error)
+        self._error = error
+        self.version = Version("m", 1, self._load, self.lane, self.events)
+
+    def _load(self) -> FakeServable:
+        if self._error is not None:
+            raise self._error
+        return self.servable
+
+    async def loaded(self) -> Version:
+        self.lane.allow(1)
+        await self.version.load()
+        return self.version
+
+
+async def test_a_life_goes_through_every_state() -> None:
+    scene = Scene()
+    descriptions = [scene.version.description]
+    version = await scene.loaded()
+    descriptions.append(version.description)
+    scene.lane.allow(1)
+    version.unload()
+    descriptions.append(version.description)
+    assert descriptions == [None, scene.servable.description, None]
+    await version.ended()
+    assert (version.state, version.reason) == (State.END, UNLOADED)
+    assert scene.servable.closed == 1
+    assert scene.events.states == [
+        ("m", 1, State.START, ""),
+        ("m", 1, State.LOADING, ""),
+        ("m", 1, State.AVAILABLE, ""),
+        ("m", 1, State.UNLOADING, ""),
+        ("m", 1, State.END, "unloaded"),
+    ]
+    assert scene.events.loads == [("m", 1, True)]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "traced"),
+    [
+        (FailedPrecondition("no SavedModel"), "no SavedModel", False),
+        (ValueError("bad graph\nmore\nand more"), "ValueError: bad graph", True),
+        (MemoryError(), "MemoryError", True),
+    ],
+)
+async def test_a_failure_ends_the_version_with_its_first_line(
+    error: Exception, reason: str, traced: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene = Scene(error)
+    version = await scene.loaded()
+    assert (version.state, version.reason) == (State.END, reason)
+    assert scene.events.life("m", 1) == [State.START, State.LOADING, State.END]
+    assert scene.events.states[-1] == ("m", 1, State.END, reason)
+    assert scene.events.loads == [("m", 1, False)]
+    assert caplog.messages == [f"version 1 of model m failed to load: {reason}"]
+    assert (caplog.records[0].exc_info is not None) == traced
+
+
+async def test_available_is_published_when_it_can_serve_and_unloading_before_it_cannot() -> None:
+    scene = Scene()
+    could_pin: list[tuple[State, bool]] = []
+
+    def try_to_pin(name: str, number: int, state: State) -> None:
+        try:
+            scene.version.pin().close()
+        except RuntimeError:
+            could_pin.append((state, False))
+        else:
+            could_pin.append((state, scene.servable.closed == 0))
+
+    scene.events.on_state = try_to_pin
+    version = await scene.loaded()
+    scene.lane.allow(1)
+    version.unload()
+    await version.ended()
+    assert could_pin == [
+        (State.LOADING, False),
+        (State.AVAILABLE, True),
+        (State.UNLOADING, False),
+        (State.END, False),
+    ]
+
+
+async def test_unloading_waits_for_the_last_handle() -> None:
+    scene = Scene()
+    version = await scene.loaded()
+    first, second = version.pin(), version.pin()
+    scene.lane.allow()
+    version.unload()
+    ended = asyncio.create_task(version.ended())
+    first.close()
+    first.close()  # a second time does nothing
+    done, _ = await asyncio.wait([ended], timeout=0.01)
+    assert not done
+    assert second.servable is scene.servable
+    assert (version.state, scene.servable.closed) == (State.UNLOADING, 0)
+    second.close()
+    await ended
+    assert (version.state, scene.servable.closed) == (State.END, 1)
+
+
+async def test_a_handle_closes_itself_and_then_holds_nothing() -> None:
+    version = await Scene().loaded()
+    with version.pin() as handle:
+        assert handle.servable.description.version == 1
+    with pytest.raises(RuntimeError, match="the handle is closed"):
+        _ = handle.servable
+
+
+async def test_nothing_holds_a_version_that_ended() -> None:
+    references: list[weakref.ref[FakeServable]] = []
+
+    def load() -> FakeServable:
+        servable = FakeServable("m", 1)
+        references.append(weakref.ref(servable))
+        return servable
+
+    version = Version("m", 1, load, FakeLane(), RecordedEvents())
+    await version.load()
+    handle = version.pin()
+    handle.close()
+    version.unload()
+    await version.ended()
+    assert [reference() for reference in references] == [None]
+
+
+async def test_a_version_that_was_not_touched_ends_at_once() -> None:
+    scene = Scene()
+    scene.version.unload()
+    await scene.version.ended()
+    assert scene.events.life("m", 1) == [State.START, State.END]
+    await scene.version.load()  # too late, and does nothing
+    assert (scene.version.state, scene.version.reason) == (State.END, UNLOADED)
+
+
+async def test_a_version_that_is_being_loaded_is_loaded_to_the_end_and_closed() -> None:
+    scene = Scene()
+    loading = asyncio.create_task(scene.version.load())
+    await scene.events.reached("m", 1, State.LOADING)
+    scene.version.unload()
+    assert scene.version.state is State.UNLOADING
+    scene.lane.allow()
+    await loading
+    await scene.version.ended()
+    assert scene.servable.closed == 1
+    assert scene.events.life("m", 1) == [State.START, State.LOADING, State.UNLOADING, State.END]
+    assert scene.events.loads == [("m", 1, True)]
+
+
+async def test_a_version_that_fails_while_it_is_unloaded_was_unloaded() -> None:
+    scene = Scene(ValueError("bad graph"))
+    loading = asyncio.create_task(scene.version.load())
+    await scene.events.reached("m", 1, State.LOADING)
+    scene.version.unload()
+    scene.lane.allow()
+    await loading
+    await scene.version.ended()
+    assert scene.events.states[-1] == ("m", 1, State.END, UNLOADED)
+    assert scene.events.loads == [("m", 1, False)]
+    assert scene.servable.closed == 0
+
+
+async def test_a_caller_that_is_cancelled_does_not_stop_a_load() -> None:
+    scene = Scene()
+    loading = asyncio.create_task(scene.version.load())
+    await scene.events.reached("m", 1, State.LOADING)
+    loading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await loading
+    scene.lane.allow()
+    await scene.events.reached("m", 1, State.AVAILABLE)
+    with scene.version.pin() as handle:
+        assert handle.servable is scene.servable
+
+
+async def test_loading_twice_is_loading_once() -> None:
+    scene = Scene()
+    both = asyncio.gather(scene.version.load(), scene.version.load())
+    scene.lane.allow()
+    await both
+    await scene.version.load()
+    assert scene.events.loads == [("m", 1, True)]
+
+
+async def test_unloading_twice_is_unloading_once() -> None:
+    scene = Scene()
+    version = await scene.loaded()
+    scene.lane.allow()
+    version.unload()
+    version.unload()
+    await asyncio.gather(version.ended(), version.ended())
+    version.unload()
+    await version.ended()
+    assert scene.servable.closed == 1
+    assert scene.events.life("m", 1)[-2:] == [State.UNLOADING, State.END]
+
+
+async def test_a_version_that_does_not_close_cleanly_ends_all_the_same(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    scene = Scene(closing_error=OSError("busy"))
+    version = await scene.loaded()
+    scene.lane.allow()
+    version.unload()
+    await version.ended()
+    assert version.state is State.END
+    assert caplog.messages == ["version 1 of model m did not close cleanly"]
+
+
+STEPS = st.lists(st.sampled_from(["load", "allow", "unload", "pin", "unpin", "turn"]), max_size=25)
+
+
+@settings(max_examples=150, deadline=None)
+@given(steps=STEPS, broken=st.booleans())
+def test_whatever_happens_states_go_forward_and_a_pinned_version_is_never_closed(
+    steps: list[str], broken: bool
+) -> None:
+    async def live() -> None:
+        scene = Scene(ValueError("broken") if broken else None)
+        handles: list[Handle] = []
+        tasks = []
+        for step in steps:
+            if step == "load":
+                tasks.append(asyncio.create_task(scene.version.load()))
+            elif step == "allow":
+                scene.lane.allow(1)
+            elif step == "unload":
+                scene.version.unload()
+            elif step == "pin" and scene.version.state is State.AVAILABLE:
+                handles.append(scene.version.pin())
+            elif step == "unpin" and handles:
+                handles.pop().close()
+            elif step == "turn":
+                await asyncio.sleep(0)
+            assert not (handles and scene.servable.closed)
+        for handle in handles:
+            handle.close()
+        scene.lane.allow()
+        await asyncio.gather(*tasks)
+        scene.version.unload()
+        await scene.version.ended()
+        life = scene.events.life("m", 1)
+        order = list(State)
+        assert life == sorted(set(life), key=order.index)
+        assert (life[0], life[-1]) == (State.START, State.END)
+        assert scene.servable.closed == scene.events.loads.count(("m", 1, True)) <= 1
+
+    asyncio.run(live())

@@ -4,21 +4,19 @@ The first SIGTERM or SIGINT drains the server, a second one ends it at once.
 """
 
 import asyncio
-import logging
 import os
 import signal
 import sys
 
 from vitrail.errors import VitrailError
+from vitrail_server.logs import configure_logs
 from vitrail_server.settings import Settings, parse
 
 
 def main() -> None:
     """Run the command line."""
     settings = parse(sys.argv[1:])
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    configure_logs(settings.log_level, settings.log_format)
     # TensorFlow reads its environment when it is imported, which the loader does.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:

@@ -26,6 +26,8 @@ class BatchExecuted:
 class ExplanationEnded:
     """An explanation was answered, refused or given up."""
 
+    request_id: str
+    """The caller's own name for the call (metadata `x-request-id`), or one made up for it."""
     model: str
     """Empty if the request named no model of the repository."""
     version: int

@@ -16,7 +16,9 @@ from grpc_reflection.v1alpha import reflection
 
 from vitrail.errors import FailedPrecondition
 from vitrail.v1 import explanation_pb2, explanation_pb2_grpc, model_pb2, model_pb2_grpc
+from vitrail_server.events import ExplanationEnded
 from vitrail_server.explainers.question import Limits
+from vitrail_server.logs import log_explanation
 from vitrail_server.metrics import Metrics
 from vitrail_server.repository.completion import complete
 from vitrail_server.repository.manager import Manager
@@ -29,6 +31,7 @@ from vitrail_server.rpc.explanation_service import ExplanationService
 from vitrail_server.rpc.health import Health
 from vitrail_server.rpc.model_service import ModelService
 from vitrail_server.rpc.session import Engine
+from vitrail_server.rpc.tls import server_credentials
 from vitrail_server.rpc.tokens import read_tokens
 from vitrail_server.runtime.device import Device
 from vitrail_server.runtime.lane import Lane
@@ -106,7 +109,7 @@ class Server:
             device=self._device,
             decoding=self._decoding,
             admission=self._admission,
-            events=self._metrics,
+            events=_ExplanationReports(self._metrics),
             limits=Limits(targets=settings.max_targets, scores=settings.max_scores),
             max_image_pixels=settings.max_image_pixels,
         )
@@ -133,11 +136,15 @@ class Server:
     def _bind(self) -> int:
         settings = self._settings
         address = f"{settings.grpc_address}:{settings.grpc_port}"
+        credentials = server_credentials(settings)
         try:
-            return self._rpc.add_insecure_port(address)
+            if credentials is None:
+                return self._rpc.add_insecure_port(address)
+            return self._rpc.add_secure_port(address, credentials)
         except RuntimeError as error:
             raise FailedPrecondition(
-                f"--grpc-port: {address} cannot be had; is another server running on it?"
+                f"--grpc-port: {address} cannot be had; is another server running on it, and are the "
+                "certificates right if there are any?"
             ) from error
 
     def _serve_metrics(self) -> int:
@@ -149,6 +156,22 @@ class Server:
                 f"--metrics-port: {settings.metrics_address}:{settings.metrics_port} cannot be had "
                 f"({error.strerror}); is another server running on it?"
             ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _ExplanationReports:
+    """Tells metrics and log how explanations end."""
+
+    metrics: Metrics
+
+    def explanation_started(self) -> None:
+        """Report an admitted explanation."""
+        self.metrics.explanation_started()
+
+    def explanation_ended(self, event: ExplanationEnded, *, admitted: bool) -> None:
+        """Report the end of an explanation."""
+        self.metrics.explanation_ended(event, admitted=admitted)
+        log_explanation(event)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 ENVIRONMENT_PREFIX = "VITRAIL_"
 """--grpc-port is read from VITRAIL_GRPC_PORT where the flag is not given."""
 
+LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
@@ -24,6 +25,15 @@ class Settings:
     model_repository: Annotated[Path, "directory with one directory per model"]
     grpc_address: Annotated[str, "address on which rpcs are answered"] = "0.0.0.0"  # noqa: S104
     grpc_port: Annotated[int, "port on which rpcs are answered; 0 takes a free one"] = 8001
+    grpc_use_ssl: Annotated[bool, "encrypt rpcs with TLS"] = False
+    grpc_use_ssl_mutual: Annotated[bool, "let in only clients with a certificate; implies --grpc-use-ssl"] = (
+        False
+    )
+    grpc_server_cert: Annotated[Path | None, "file with the server's certificate chain (PEM)"] = None
+    grpc_server_key: Annotated[Path | None, "file with the server's private key (PEM)"] = None
+    grpc_root_cert: Annotated[
+        Path | None, "file with the authorities that sign clients' certificates (PEM)"
+    ] = None
     metrics_address: Annotated[str, "address on which Prometheus scrapes"] = "0.0.0.0"  # noqa: S104
     metrics_port: Annotated[int, "port on which Prometheus scrapes; 0 takes a free one"] = 8002
     token_file: Annotated[
@@ -48,6 +58,7 @@ class Settings:
     )
     upload_timeout_secs: Annotated[float, "how long an upload may take until it is complete"] = 60.0
     write_timeout_secs: Annotated[float, "how long one message may wait for a reader that has stopped"] = 60.0
+    log_format: Annotated[LogFormat, "lines for people or JSON for machines"] = "text"
     log_level: Annotated[LogLevel, "the least severe messages that are logged"] = "info"
 
 

@@ -86,17 +86,20 @@ def blurred(image: NDArray[np.generic], sigma: float) -> NDArray[np.float64]:
     Borders are mirrored with the border pixel repeated (d c b a | a b c d | d c b a).
     """
     radius = max(1, round(4 * sigma))
-    kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
-    kernel /= kernel.sum()
-    result = image.astype(np.float64)
-    for axis in (0, 1):
-        padding = [(radius, radius) if each == axis else (0, 0) for each in range(3)]
-        padded = np.pad(result, padding, "symmetric")
-        size = result.shape[axis]
-        result = np.zeros_like(result)
-        for offset, weight in enumerate(kernel):
-            result += weight * np.take(padded, np.arange(offset, offset + size), axis)
-    return result
+    with np.errstate(over="ignore"):  # far out the weight is 0
+        kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    rows, columns = (_blurring(size, kernel / kernel.sum()) for size in image.shape[:2])
+    return np.asarray(np.einsum("yi,ijc,xj->yxc", rows, image.astype(np.float64), columns, optimize=True))
+
+
+def _blurring(size: int, kernel: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return (size, size): the weight of every pixel (second axis) in every blurred one, along an axis."""
+    sources = np.pad(np.arange(size), len(kernel) // 2, "symmetric")
+    weights = np.zeros((size, size))
+    pixels = np.arange(size)
+    for offset, weight in enumerate(kernel):
+        weights[pixels, sources[offset : offset + size]] += weight
+    return weights
 
 
 def _fitting(values: NDArray[np.generic], dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
@@ -104,17 +107,20 @@ def _fitting(values: NDArray[np.generic], dtype: np.dtype[np.generic]) -> NDArra
     wide = values.astype(np.float64)
     if not np.isfinite(wide).all():
         raise InvalidArgument(f"{FIELD} holds a value that is not finite", field=FIELD)
+    if values.dtype == dtype or dtype == np.bool_:
+        return values.astype(dtype)
+    lowest: float
+    highest: float
     if np.issubdtype(dtype, np.integer):
         wide = np.rint(wide)
-        lowest, highest = float(np.iinfo(dtype.name).min), float(np.iinfo(dtype.name).max)
-    elif np.issubdtype(dtype, np.floating):
-        highest = float(np.finfo(dtype.name).max)
-        lowest = -highest
+        lowest, highest = np.iinfo(dtype.name).min, np.iinfo(dtype.name).max
     else:
-        return values.astype(dtype)
-    if wide.min() < lowest or wide.max() > highest:
+        lowest, highest = float(np.finfo(dtype.name).min), float(np.finfo(dtype.name).max)
+    # In Python's numbers, which compare exactly: the ends of 64-bit integers are no floats.
+    low, high = float(wide.min()), float(wide.max())
+    if low < lowest or high > highest:
         raise InvalidArgument(
-            f"{FIELD} goes from {wide.min():g} to {wide.max():g}, but the model's image is {dtype.name}, "
+            f"{FIELD} goes from {low:g} to {high:g}, but the model's image is {dtype.name}, "
             f"from {lowest:g} to {highest:g}",
             field=FIELD,
         )

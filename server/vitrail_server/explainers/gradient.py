@@ -161,6 +161,7 @@ class GradientRun:
         )
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite passes through, and is counted
 def reduced(
     gradient: NDArray[np.float32], image: NDArray[np.generic], parameters: GradientParameters
 ) -> NDArray[np.float32]:
@@ -182,5 +183,4 @@ def reduced(
             result = np.sqrt(np.square(values).sum(-1))
         case "MEAN":
             result = values.mean(-1)
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is counted
-        return result.astype(np.float32)
+    return result.astype(np.float32)

@@ -1,8 +1,8 @@
 """The map of an occlusion while it is computed: window scores in, tiles out.
 
 Only the scores are kept, one per window and target. A cell's value is the mean of its evaluated
-windows, summed row by row and then column by column in a fixed order: the order in which windows are
-evaluated never changes a bit of a finished cell. In PROGRESSIVE order a cell none of whose windows is
+windows, summed along the rows of the grid and then along its columns, always in the same order: the order
+in which windows are evaluated never changes a bit of a finished cell. In PROGRESSIVE order a cell none of whose windows is
 evaluated shows the score of the coarse window that stands for its middle one: the nearest evaluated
 multiple of a step above and to the left.
 """
@@ -116,10 +116,10 @@ class Mosaic:
         rows = slice(self._rows.first[top], self._rows.last[bottom - 1] + 1)
         columns = slice(self._columns.first[left], self._columns.last[right - 1] + 1)
         scores = np.where(self.evaluated[rows, columns], self.scores[:, rows, columns], np.float32(0))
-        sums = _sum_windows(scores.astype(np.float64), self._rows, top, bottom, axis=1)
-        sums = _sum_windows(sums, self._columns, left, right, axis=2)
         known = counts > 0
         with np.errstate(invalid="ignore"):  # infinite scores pass through, and are counted
+            sums = _sum_windows(scores.astype(np.float64), self._rows, top, bottom, axis=1)
+            sums = _sum_windows(sums, self._columns, left, right, axis=2)
             values = (sums / np.maximum(counts, 1)).astype(np.float32)
         if self._steps is None or known.all():
             return values, known
@@ -166,21 +166,27 @@ class Mosaic:
 
 
 def _sum_windows(
-    sums: NDArray[np.float64], cells: Cells, start: int, stop: int, axis: int
+    scores: NDArray[np.float64], cells: Cells, start: int, stop: int, axis: int
 ) -> NDArray[np.float64]:
-    """Sum along `axis` the windows that cover each of the cells start..stop, first to last.
+    """Sum along `axis` the windows that cover each of the cells start..stop.
 
-    `sums` begins with the first window of the first cell. The order of the additions is the same for
-    every cell, however many cells are asked for.
+    `scores` begins with the first window of the first cell. A cell's sum is put together from sums of
+    1, 2, 4, ... neighbours, so a cell under hundreds of windows costs a few additions; which ones
+    depends on its own windows alone, however many cells are asked for.
     """
-    first = cells.first[start:stop] - cells.first[start]
-    last = cells.last[start:stop] - cells.first[start]
-    total: NDArray[np.float64] = np.take(sums, first, axis)
-    for offset in range(1, int((last - first).max()) + 1):
-        more = np.flatnonzero(first + offset <= last)
-        index = (slice(None),) * axis + (more,)
-        total[index] += np.take(sums, first[more] + offset, axis)
-    return total
+    position = cells.first[start:stop] - cells.first[start]
+    counts = cells.last[start:stop] - cells.first[start:stop] + 1
+    before = (slice(None),) * axis
+    total = np.zeros((*scores.shape[:axis], stop - start, *scores.shape[axis + 1 :]))
+    neighbours, size = scores, 1
+    while True:
+        part = np.flatnonzero(counts & size)
+        total[(*before, part)] += np.take(neighbours, position[part], axis)
+        position[part] += size
+        if 2 * size > counts.max():
+            return total
+        neighbours = neighbours[(*before, slice(None, -size))] + neighbours[(*before, slice(size, None))]
+        size *= 2
 
 
 def _slices(box: Rectangle) -> tuple[slice, slice]:

@@ -47,5 +47,6 @@ def window_scores(
     with a window hidden. Positive means that hiding hurts: clean - occluded for a score, occluded -
     clean for a loss. `absolute` takes the absolute value.
     """
-    signed = occluded - clean if objective in LOSSES else clean - occluded
-    return (np.abs(signed) if absolute else signed).astype(np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite passes through, and is counted
+        signed = occluded - clean if objective in LOSSES else clean - occluded
+        return (np.abs(signed) if absolute else signed).astype(np.float32)

@@ -192,7 +192,14 @@ def _index(question: Question, position: int, target: int | str) -> int:
             f"{where}.label is {target!r}, which output {question.output!r} does not have; {hint}",
             field=f"{where}.label",
         )
-    return question.labels.index(target)
+    places = [place for place, label in enumerate(question.labels) if label == target]
+    if len(places) > 1:
+        raise InvalidArgument(
+            f"{where}.label is {target!r}, the name of the elements {' and '.join(map(str, places))} of output "
+            f"{question.output!r}: use an index",
+            field=f"{where}.label",
+        )
+    return places[0]
 
 
 def _check_objective(question: Question, targets: Targets) -> None:
@@ -204,9 +211,13 @@ def _check_objective(question: Question, targets: Targets) -> None:
                     f"for all targets, or one for each of the {targets.count}",
                     field="spec.objective.values",
                 )
-            if not np.isfinite(question.values).all():
+            with np.errstate(over="ignore"):  # too large becomes infinite
+                values = np.array(question.values, np.float32)
+            if not np.isfinite(values).all():
                 raise InvalidArgument(
-                    "spec.objective.values holds a value that is not finite", field="spec.objective.values"
+                    "spec.objective.values holds a value that is not finite in float32, the type of the "
+                    "outputs",
+                    field="spec.objective.values",
                 )
         case Objective.CROSS_ENTROPY:
             if targets.count != 1 or targets.fixed is None:

@@ -1,18 +1,38 @@
 """What handlers ask of the call they answer."""
 
 import asyncio
+import secrets
+from dataclasses import dataclass
 
 import grpc
 from google.protobuf.message import Message as ProtobufMessage
 
 from vitrail.errors import Cancelled, DeadlineExceeded, VitrailError
 
+REQUEST_ID_KEY = "x-request-id"
+"""The metadata in which a caller may name its call; the log repeats it."""
+
+MAX_REQUEST_ID = 128
+"""The most characters of a request id that are kept."""
+
 Context = grpc.aio.ServicerContext[ProtobufMessage, ProtobufMessage]
 
 
-def caller_of(context: Context) -> str:
-    """Return who calls, for fairness between callers: one connection is one caller."""
-    return str(context.peer())
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls."""
+
+    connection: str
+    """One connection is one caller, for fairness between callers."""
+    request_id: str
+    """The caller's own name for this call, or one made up for it."""
+
+
+def caller_of(context: Context) -> Caller:
+    """Return who calls."""
+    given = dict(context.invocation_metadata() or ()).get(REQUEST_ID_KEY)
+    request_id = given[:MAX_REQUEST_ID] if isinstance(given, str) and given else secrets.token_hex(8)
+    return Caller(str(context.peer()), request_id)
 
 
 def why_cancelled(context: Context) -> VitrailError:

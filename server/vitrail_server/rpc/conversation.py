@@ -14,6 +14,7 @@ from vitrail.status import to_status
 from vitrail.tensors import layout
 from vitrail.v1 import explanation_pb2 as pb
 from vitrail_server.rpc.admission import Admission
+from vitrail_server.rpc.context import Caller
 from vitrail_server.rpc.session import Engine, Message, Session
 
 MAX_ID_BYTES = 128
@@ -108,7 +109,7 @@ class _Open:
 class Conversation:
     """One ExplainStream. Every method is called on the event loop."""
 
-    def __init__(self, engine: Engine, limits: StreamLimits, caller: str) -> None:
+    def __init__(self, engine: Engine, limits: StreamLimits, caller: Caller) -> None:
         self._engine = engine
         self._limits = limits
         self._caller = caller

@@ -21,6 +21,7 @@ from vitrail_server.explainers.run import Run, Summary, Tile
 from vitrail_server.repository.manager import Manager
 from vitrail_server.rpc import codec
 from vitrail_server.rpc.admission import Admission, Permit
+from vitrail_server.rpc.context import Caller
 from vitrail_server.rpc.images import SourceBox
 from vitrail_server.runtime.device import Device, Submission
 from vitrail_server.runtime.lane import Lane
@@ -57,7 +58,7 @@ class _Started:
 class Session:
     """One explanation. Every method is called on the event loop."""
 
-    def __init__(self, engine: Engine, caller: str, on_change: Callable[[], None]) -> None:
+    def __init__(self, engine: Engine, caller: Caller, on_change: Callable[[], None]) -> None:
         self._engine = engine
         self._caller = caller
         self._on_change = on_change
@@ -105,7 +106,7 @@ class Session:
                 handle.servable.program(run.kind, run.image_size),
                 handle,
                 self._on_change,
-                caller=self._caller,
+                caller=self._caller.connection,
                 arrived=self._arrived,
                 priority=priority,
                 time_budget=budget,
@@ -190,6 +191,7 @@ class Session:
             summary = submission.summary()
         partial = summary is not None and summary.partial is not None
         return ExplanationEnded(
+            request_id=self._caller.request_id,
             model=self._description.name if self._description else "",
             version=self._description.version if self._description else 0,
             method=self._method,

@@ -1,0 +1,195 @@
+"""The two TensorFlow functions of a servable, NumPy in and NumPy out: forward and gradient.
+
+Both are traced once, with the batch size and the image size left as free as the signature leaves them,
+and called as concrete functions, which cannot trace again whatever they are given. Tracing belongs on
+the loading thread, calls on the device's.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from vitrail_server.repository.wording import reason_of
+from vitrail_server.savedmodel.programs import Derivatives
+from vitrail_server.savedmodel.rows import Arrays
+from vitrail_server.savedmodel.signature import Exported
+from vitrail_server.servable import DTYPES
+from vitrail_server.work import Objective, OutOfMemory
+
+Tensor: TypeAlias = Any
+"""A tf.Tensor; TensorFlow carries no types."""
+
+SMALLEST = np.finfo(np.float32).tiny
+"""Stands for a probability of 0 in CROSS_ENTROPY, as in `explainers.objectives`."""
+
+
+class Forward:
+    """The outputs of a model for a batch: a `programs.ForwardFunction`.
+
+    `keep` is what TensorFlow's function needs and does not refer to: the owner of its variables.
+    """
+
+    def __init__(self, concrete: Any, inputs: Sequence[str], outputs: Sequence[str], keep: object) -> None:
+        self.concrete = concrete
+        """TensorFlow's function: takes the inputs and returns the outputs, both as lists in this order."""
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        self._keep = keep
+
+    def __call__(self, arrays: Arrays, wanted: Collection[str]) -> dict[str, NDArray[np.generic]]:
+        """Return the wanted outputs by name, as the model gives them.
+
+        Raises:
+            OutOfMemory: the device could not hold the batch.
+
+        """
+        with _memory_errors():
+            tensors = self.concrete(*(tf.constant(arrays[name]) for name in self.inputs))
+            return {name: tensors[self.outputs.index(name)].numpy() for name in wanted}
+
+
+def trace_forward(exported: Exported, outputs: Sequence[str]) -> Forward:
+    """Trace the signature as it is, with its variables."""
+    inputs = tuple(exported.signature.inputs)
+
+    def forward(*tensors: Tensor) -> list[Tensor]:
+        found = exported.call(**dict(zip(inputs, tensors, strict=True)))
+        return [found[name] for name in outputs]
+
+    function = tf.function(forward, autograph=False)
+    concrete = function.get_concrete_function(*_specs(exported))
+    return Forward(concrete, inputs, outputs, keep=exported.root)
+
+
+class Gradient:
+    """Outputs and gradients of a model for a batch: a `programs.GradientFunction`."""
+
+    def __init__(
+        self,
+        concrete: Any,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        differentiable: Collection[str],
+        keep: object,
+    ) -> None:
+        self._concrete = concrete
+        self._inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        """The outputs, flattened to (n, elements), in the order that `Derivatives.outputs` counts."""
+        self.differentiable = frozenset(differentiable)
+        """Those of them that are floating point numbers; the others have no gradient."""
+        self._keep = keep
+
+    def __call__(
+        self, arrays: Arrays, derivatives: Derivatives, wanted: Collection[str]
+    ) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.float32]]:
+        """Return the wanted outputs (n, elements) by name and the gradients (n, height, width, channels).
+
+        Raises:
+            OutOfMemory: the device could not hold the batch.
+
+        """
+        rows = (derivatives.outputs, derivatives.targets, derivatives.objectives, derivatives.values)
+        with _memory_errors():
+            tensors, gradients = self._concrete(
+                *map(tf.constant, rows), *(tf.constant(arrays[name]) for name in self._inputs)
+            )
+            return {name: tensors[self.outputs.index(name)].numpy() for name in wanted}, gradients.numpy()
+
+
+class Disconnected(Exception):
+    """No differentiable path leads from the image to an output."""
+
+
+def trace_gradient(exported: Exported, image_input: str, outputs: Sequence[str]) -> Gradient:
+    """Trace outputs and gradients of the signature.
+
+    On the signature and not on a frozen graph, which has lost the custom gradients. `outputs` are those
+    with a row per image; at least one of them must be floating point.
+
+    Raises:
+        Disconnected: no gradient reaches the image.
+        Exception: whatever TensorFlow raises where an operation has no gradient; LookupError is usual.
+
+    """
+    inputs = tuple(exported.signature.inputs)
+    differentiable = [name for name in outputs if exported.signature.outputs[name].datatype in FLOATS]
+
+    def explain(
+        wanted: Tensor, targets: Tensor, objectives: Tensor, values: Tensor, *tensors: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        named = dict(zip(inputs, tensors, strict=True))
+        image = named[image_input]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(image)
+            found = exported.call(**named)
+            flat = {name: _flattened(found[name]) for name in outputs}
+        cotangents = [
+            _cotangent(flat[name], tf.equal(wanted, outputs.index(name)), targets, objectives, values)
+            for name in differentiable
+        ]
+        sources = [flat[name] for name in differentiable]
+        gradient = tape.gradient(sources, image, output_gradients=cotangents)
+        if gradient is None:
+            raise Disconnected
+        return list(flat.values()), tf.cast(tf.convert_to_tensor(gradient), tf.float32)
+
+    specs = _specs(exported)
+    batch = specs[inputs.index(image_input)].shape[0]
+    rows = [tf.TensorSpec((batch,), dtype) for dtype in (tf.int32, tf.int32, tf.int32, tf.float32)]
+    concrete = tf.function(explain, autograph=False).get_concrete_function(*rows, *specs)
+    return Gradient(concrete, inputs, outputs, differentiable, keep=exported.root)
+
+
+FLOATS = frozenset({"FP16", "BF16", "FP32", "FP64"})
+"""The datatypes that have a gradient."""
+
+
+def _flattened(output: Tensor) -> Tensor:
+    return tf.cast(tf.reshape(output, (tf.shape(output)[0], -1)), tf.float32)
+
+
+def _cotangent(y: Tensor, wanted: Tensor, targets: Tensor, objectives: Tensor, values: Tensor) -> Tensor:
+    """Return (n, elements): the derivative of each row's objective by `y`; 0 for rows of other outputs."""
+    elements = tf.shape(y)[1]
+    ranks = tf.clip_by_value(tf.reduce_max(-targets), 1, elements)
+    # Among equals top_k puts the lower index first, which the meaning of a rank promises.
+    order = tf.math.top_k(tf.where(tf.math.is_nan(y), -np.inf, y), ranks).indices
+    ranked = tf.gather(order, tf.clip_by_value(-1 - targets, 0, ranks - 1), batch_dims=1)
+    # Rows of another output may name an element that this one does not have.
+    chosen = tf.clip_by_value(tf.where(targets < 0, ranked, targets), 0, elements - 1)
+    score = tf.gather(y, chosen, batch_dims=1)
+    slopes: Mapping[Objective, Tensor] = {
+        Objective.OUTPUT: tf.ones_like(score),
+        Objective.SQUARED_ERROR: 2 * (score - values),
+        Objective.CROSS_ENTROPY: -1 / tf.maximum(score, SMALLEST),
+    }
+    slope = tf.zeros_like(score)
+    for objective, derivative in slopes.items():
+        slope = tf.where(wanted & tf.equal(objectives, objective.value), derivative, slope)
+    # Chosen by `where` and not multiplied: a slope that is not finite must not spill over.
+    is_chosen = tf.one_hot(chosen, elements, on_value=True, off_value=False, dtype=tf.bool)
+    return tf.where(is_chosen, slope[:, None], 0.0)
+
+
+def _specs(exported: Exported) -> list[Any]:
+    return [
+        tf.TensorSpec(
+            [None if extent < 0 else extent for extent in spec.shape or ()],
+            tf.as_dtype(DTYPES[spec.datatype]),
+            name=f"input_{position}",
+        )
+        for position, spec in enumerate(exported.signature.inputs.values())
+    ]
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        raise OutOfMemory(reason_of(error)) from error

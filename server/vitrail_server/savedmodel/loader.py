@@ -1,0 +1,183 @@
+"""Loads one version of a model: from a directory to a servable whose programs are traced, measured and warm.
+
+Called on the loading thread. Tracing happens there; every execution of the model goes through `run`, one
+batch at a time, so that the device can serve others in between.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from vitrail.errors import FailedPrecondition
+from vitrail_server.savedmodel.freeze import freeze
+from vitrail_server.savedmodel.functions import Forward, trace_forward
+from vitrail_server.savedmodel.graph import SIGMOID, SOFTMAX, Graph
+from vitrail_server.savedmodel.memory import release_memory
+from vitrail_server.savedmodel.probe import (
+    Behaviour,
+    Run,
+    Sample,
+    answers,
+    elements_of,
+    find_gradient,
+    observe,
+)
+from vitrail_server.savedmodel.programs import Differentiate, Occlude
+from vitrail_server.savedmodel.signature import batch_size_of, per_image_outputs, read, row_layout
+from vitrail_server.savedmodel.warm import Bench
+from vitrail_server.servable import (
+    Capabilities,
+    ChosenBatchSize,
+    Description,
+    ImageSize,
+    ModelSettings,
+    Program,
+    Servable,
+    Signature,
+    Task,
+)
+from vitrail_server.work import Kind
+
+TRIAL = 2
+"""Images in the batch that probes a model: enough to tell a row per image and a dependent batch."""
+
+
+class SavedModelLoader:
+    """Loads SavedModels with TensorFlow.
+
+    No batch takes longer than `time_slice` seconds or, by estimate, more than `batch_bytes` of memory, as
+    far as the model can be run in smaller ones.
+    """
+
+    def __init__(
+        self, *, time_slice: float, batch_bytes: int, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._time_slice = time_slice
+        self._batch_bytes = batch_bytes
+        self._clock = clock
+
+    def load(
+        self,
+        *,
+        name: str,
+        version: int,
+        path: Path,
+        complete: Callable[[Signature], ModelSettings],
+        run: Run,
+    ) -> Servable:
+        """Return the version whose SavedModel is at `path`, ready to serve.
+
+        `complete` gives the settings that fit the signature; it must have chosen an image input of the
+        shape (batch, height, width, channels), and the sizes where these are free. `run` executes a call
+        on the device's thread at the lowest priority and returns its result.
+
+        Raises:
+            FailedPrecondition: the model cannot be served; the message says why and what would work.
+            OutOfMemory: not even one image fits.
+
+        """
+        exported = read(path)
+        signature, settings = exported.signature, complete(exported.signature)
+        known = Description(name, version, signature, settings, "REGRESSION", frozenset(), {}, Capabilities())
+        samples = _samples(known)
+        sample = next(iter(samples.values()))
+
+        forward = trace_forward(exported, per_image_outputs(signature))
+        graph = Graph(forward.concrete)
+        behaviour = observe(forward, batch_size_of(signature), sample, run)
+        elements = _elements(forward, behaviour, samples.values(), run)
+        forward, frozen_reason = freeze(forward, exported.weights, behaviour, sample, run)
+        gradient, gradient_reason = find_gradient(exported, tuple(elements), behaviour, sample, run)
+
+        bench = Bench(
+            run=run,
+            clock=self._clock,
+            time_slice=self._time_slice,
+            batch_bytes=self._batch_bytes,
+            max_batch_size=settings.max_batch_size,
+            fixed_batch_size=behaviour.only_batch_size,
+            activations=graph.activations(),
+        )
+        programs: dict[tuple[Kind, ImageSize], Program] = {}
+        for size, each in samples.items():
+            programs[Kind.OCCLUDE, size] = bench.program(Occlude(forward), each, min(elements))
+            if gradient:
+                tried = min(gradient.differentiable)
+                programs[Kind.GRADIENT, size] = bench.program(Differentiate(gradient), each, tried)
+
+        producers = {name: graph.producer(place) for place, name in enumerate(forward.outputs)}
+        description = replace(
+            known,
+            task=settings.task or _task(settings, producers, elements),
+            probabilities=frozenset(name for name in elements if producers[name] in (SOFTMAX, SIGMOID)),
+            output_elements=elements,
+            capabilities=Capabilities(
+                gradient_reason=gradient_reason,
+                occlusion_reason=behaviour.company_reason,
+                frozen_reason=frozen_reason,
+                batch_dependent=behaviour.batch_dependent,
+                non_deterministic=behaviour.non_deterministic,
+                fixed_batch_size=behaviour.fixed_batch_size,
+                batch_sizes=tuple(
+                    ChosenBatchSize(kind, size, program.batch_size, program.seconds)
+                    for (kind, size), program in programs.items()
+                ),
+            ),
+        )
+        return LoadedModel(description, programs)
+
+
+class LoadedModel:
+    """One loaded version: a `servable.Servable`."""
+
+    def __init__(self, description: Description, programs: Mapping[tuple[Kind, ImageSize], Program]) -> None:
+        self.description = description
+        self._programs = dict(programs)
+
+    def program(self, kind: Kind, image_size: ImageSize) -> Program:
+        """Return the program for images of one of the sizes served.
+
+        Raises:
+            FailedPrecondition: gradients are asked for and do not exist.
+
+        """
+        if kind is Kind.GRADIENT and self.description.capabilities.gradient_reason:
+            raise FailedPrecondition(self.description.capabilities.gradient_reason)
+        return self._programs[kind, image_size]
+
+    def close(self) -> None:
+        """Give the memory back; called once, after the last handle is released."""
+        self._programs.clear()
+        release_memory()
+
+
+def _samples(known: Description) -> dict[ImageSize, Sample]:
+    count = min(TRIAL, known.settings.max_batch_size or TRIAL)
+    return {
+        size: Sample(
+            row_layout(known.signature, known.settings.image_input, size), known.settings.image_range, count
+        )
+        for size in known.image_sizes
+    }
+
+
+def _elements(forward: Forward, behaviour: Behaviour, samples: Iterable[Sample], run: Run) -> dict[str, int]:
+    """Return the elements per image of the outputs that have as many whatever the image's size."""
+    per_size = [
+        elements_of(answers(forward, behaviour.elements, sample, behaviour.trial, run), len(behaviour.trial))
+        for sample in samples
+    ]
+    return {
+        name: elements
+        for name, elements in behaviour.elements.items()
+        if all(other.get(name) == elements for other in per_size)
+    }
+
+
+def _task(settings: ModelSettings, producers: Mapping[str, str], elements: Mapping[str, int]) -> Task:
+    classifies = any(
+        producers[name] == SIGMOID or (producers[name] == SOFTMAX and count > 1)
+        for name, count in elements.items()
+    )
+    return "CLASSIFICATION" if classifies or settings.labels else "REGRESSION"

@@ -1,0 +1,107 @@
+"""Chooses a program's batch size at load, by running it.
+
+Pure policy: what it times is handed in. Larger batches use a device better up to a point, but a short
+request waits for the batch that runs, so the smallest batch wins that is nearly as good as the best.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from vitrail_server.savedmodel.graph import Activations
+from vitrail_server.work import Kind, OutOfMemory
+
+LARGEST_BATCH = 256
+"""Batches beyond this gain nothing, on accelerators either, and their last rows wait long."""
+
+REPEATS = 3
+"""Timed runs per size, after one that warms up; the fastest counts, since nothing makes one too fast."""
+
+TOLERANCE = {Kind.OCCLUDE: 0.05, Kind.GRADIENT: 0.10}
+"""How much slower per row than the best a batch may be. A gradient often comes alone and then pays for the
+padding too, so it gives up more for a small batch."""
+
+
+TENSORS_AT_ONCE = 3
+"""Large tensors that a forward holds at a time: what an operation reads and writes, and a shortcut."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The size chosen."""
+
+    batch_size: int
+    seconds: float
+    """How long one batch took."""
+
+
+def row_bytes(kind: Kind, inputs: int, activations: Activations) -> int:
+    """Return an estimate of the memory that one row of a batch takes, above the weights.
+
+    `inputs` are the bytes of its inputs. A forward lets go of what it has used; a gradient keeps every
+    activation until the way back.
+    """
+    kept = activations.total if kind is Kind.GRADIENT else TENSORS_AT_ONCE * activations.largest
+    return 2 * inputs + kept
+
+
+def batch_sizes(largest: int) -> Iterator[int]:
+    """Yield 1, 2, 4, ... up to `largest`."""
+    size = 1
+    while size <= largest:
+        yield size
+        size *= 2
+
+
+def choose_batch_size(
+    execute: Callable[[int], float], *, largest: int, time_slice: float, tolerance: float
+) -> Measured:
+    """Return the smallest batch size whose seconds per row are within `tolerance` of the best.
+
+    `execute(size)` runs one batch and returns its seconds. No size above `largest` is tried, nor one
+    that takes longer than `time_slice` seconds, except 1. Sizes that run out of memory are not taken.
+
+    Raises:
+        OutOfMemory: not even one row fits.
+
+    """
+    seconds: dict[int, float] = {}
+    improved = 1
+    for size in batch_sizes(min(largest, LARGEST_BATCH)):
+        if seconds and _expected(seconds, size) > time_slice:
+            break
+        if size > improved * 4:
+            break  # two doublings brought nothing
+        try:
+            taken = fastest(partial(execute, size))
+        except OutOfMemory:
+            if not seconds:
+                raise
+            break
+        if seconds and taken > time_slice:
+            break
+        if seconds and taken / size < _per_row(seconds)[improved] * (1 - tolerance):
+            improved = size
+        seconds[size] = taken
+    rates = _per_row(seconds)
+    chosen = min(size for size, rate in rates.items() if rate <= min(rates.values()) * (1 + tolerance))
+    return Measured(chosen, seconds[chosen])
+
+
+def fastest(execute: Callable[[], float]) -> float:
+    """Warm up and return the shortest of a few runs, in seconds."""
+    execute()
+    return min(execute() for _ in range(REPEATS))
+
+
+def _expected(seconds: Mapping[int, float], size: int) -> float:
+    """Return how long `size` rows should take: the line through the two sizes before.
+
+    Of one row it is assumed that half its time does not grow with the batch.
+    """
+    last = seconds[size // 2]
+    return last + 2 * (last - seconds[size // 4]) if size > 2 else 1.5 * last
+
+
+def _per_row(seconds: Mapping[int, float]) -> dict[int, float]:
+    return {size: taken / size for size, taken in seconds.items()}

@@ -58,7 +58,9 @@ def from_rpc_error(error: grpc.RpcError) -> VitrailError:
                 return from_status(Status.FromString(value))
             except DecodeError:
                 break
-    return _class_of(error.code().value[0])(error.details() or error.code().name)
+    # Vitrail did not answer at all. If gRPC says UNAVAILABLE, the server may be starting: try again.
+    retry_delay = 0.0 if error.code() is grpc.StatusCode.UNAVAILABLE else None
+    return _class_of(error.code().value[0])(error.details() or error.code().name, retry_delay=retry_delay)
 
 
 def grpc_code(error: VitrailError) -> grpc.StatusCode:

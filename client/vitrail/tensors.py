@@ -28,8 +28,10 @@ MAX_RANK = 8
 """The most dimensions a tensor may have."""
 
 
-def to_tensor(array: NDArray[np.generic]) -> Tensor:
+def to_tensor(array: NDArray[np.generic], field: str = "") -> Tensor:
     """Return the message that carries `array`, of any shape and any type in `DTYPES`.
+
+    `field` is the tensor's path in the request, for messages; empty where there is none.
 
     Raises:
         InvalidArgument: the array's type has no counterpart on the wire.
@@ -39,7 +41,10 @@ def to_tensor(array: NDArray[np.generic]) -> Tensor:
     for data_type, dtype in DTYPES.items():
         if dtype == wanted:
             return Tensor(data_type=data_type, shape=array.shape, data=array.astype(dtype, "C").tobytes())
-    raise InvalidArgument(f"arrays of type {array.dtype} cannot be sent; convert to one of {_names()}")
+    raise InvalidArgument(
+        f"{field or 'the array'} is of type {array.dtype}, which cannot be sent; use one of {_names()}",
+        field=field,
+    )
 
 
 def from_tensor(tensor: Tensor, field: str) -> NDArray[np.generic]:

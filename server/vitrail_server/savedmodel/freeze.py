@@ -31,7 +31,9 @@ def freeze(
         return forward, "the model answers differently every time, so nothing can be compared with it"
     try:
         concrete = convert_variables_to_constants_v2(forward.concrete, lower_control_flow=False)
-        frozen = Forward(concrete, forward.inputs, forward.outputs, keep=None)
+        # Tables, unlike variables, do not become constants and still belong to what was loaded.
+        keep = forward.keep if concrete.captured_inputs else None
+        frozen = Forward(concrete, forward.inputs, forward.outputs, keep)
     except Exception as error:  # noqa: BLE001 - whatever it is, the variables still work
         return forward, f"TensorFlow cannot freeze the graph: {reason_of(error)}"
     expected = answers(forward, behaviour.elements, sample, behaviour.trial, run)

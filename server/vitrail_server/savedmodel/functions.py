@@ -38,7 +38,7 @@ class Forward:
         """TensorFlow's function: takes the inputs and returns the outputs, both as lists in this order."""
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
-        self._keep = keep
+        self.keep = keep
 
     def __call__(self, arrays: Arrays, wanted: Collection[str]) -> dict[str, NDArray[np.generic]]:
         """Return the wanted outputs by name, as the model gives them.

@@ -1,0 +1,105 @@
+"""The choice of a batch size, on devices whose times are known."""
+
+from collections.abc import Callable
+
+import pytest
+
+from vitrail_server.savedmodel.graph import Activations
+from vitrail_server.savedmodel.measure import REPEATS, choose_batch_size, fastest, row_bytes
+from vitrail_server.work import Kind, OutOfMemory
+
+
+class FakeDevice:
+    """Takes `overhead` seconds per batch and `row` per row beyond the first `free`; fits `fits` rows."""
+
+    def __init__(self, overhead: float, row: float, free: int = 0, fits: int = 1000) -> None:
+        self.overhead, self.row, self.free, self.fits = overhead, row, free, fits
+        self.tried: list[int] = []
+
+    def execute(self, size: int) -> float:
+        self.tried.append(size)
+        if size > self.fits:
+            raise OutOfMemory
+        return self.overhead + self.row * max(0, size - self.free)
+
+    def chosen(self, largest: int = 1000, time_slice: float = 1000, tolerance: float = 0.05) -> int:
+        return choose_batch_size(
+            self.execute, largest=largest, time_slice=time_slice, tolerance=tolerance
+        ).batch_size
+
+
+def test_one_row_is_enough_where_more_bring_nothing() -> None:
+    device = FakeDevice(overhead=0, row=1)
+    assert device.chosen() == 1
+    assert max(device.tried) == 4, "two doublings without a gain are enough"
+
+
+def test_the_smallest_size_near_the_best_wins() -> None:
+    """Per row 11, 6, 3.5, 2.25, 1.625, 1.3125, 1.15625, 1.078, 1.039: within 12 % of the last from 64 on."""
+    assert FakeDevice(overhead=10, row=1).chosen(tolerance=0.12) == 64
+
+
+def test_rows_that_cost_nothing_are_taken() -> None:
+    assert FakeDevice(overhead=1, row=1, free=8).chosen() == 8
+
+
+def test_a_batch_longer_than_the_time_slice_is_not_taken() -> None:
+    """1, 2 and 4 rows take 2, 3 and 5 seconds; 8 would take 9."""
+    device = FakeDevice(overhead=1, row=1)
+    assert device.chosen(time_slice=5.5) == 4
+    assert max(device.tried) == 4, "the times before tell"
+
+
+def test_a_batch_that_turns_out_longer_than_the_time_slice_is_not_taken() -> None:
+    """1 to 8 rows take 1 second, so 16 are tried; they take 9."""
+    device = FakeDevice(overhead=1, row=1, free=8)
+    assert device.chosen(time_slice=2) == 8
+    assert max(device.tried) == 16
+
+
+def test_a_size_that_would_be_too_slow_is_not_even_tried() -> None:
+    device = FakeDevice(overhead=0, row=1)
+    device.chosen(time_slice=1.4)
+    assert max(device.tried) == 1
+
+
+def test_one_row_runs_however_long_it_takes() -> None:
+    assert FakeDevice(overhead=5, row=5).chosen(time_slice=0.1) == 1
+
+
+def test_the_largest_size_allowed_is_not_exceeded() -> None:
+    device = FakeDevice(overhead=10, row=1)
+    assert device.chosen(largest=6) == 4
+    assert max(device.tried) == 4
+
+
+def test_sizes_that_do_not_fit_are_not_taken() -> None:
+    assert FakeDevice(overhead=10, row=1, fits=9).chosen() == 8
+
+
+def test_a_row_that_does_not_fit_is_an_error() -> None:
+    with pytest.raises(OutOfMemory):
+        FakeDevice(overhead=10, row=1, fits=0).chosen()
+
+
+def test_the_seconds_are_those_of_one_batch() -> None:
+    device = FakeDevice(overhead=1, row=1, free=8)
+    measured = choose_batch_size(device.execute, largest=8, time_slice=100, tolerance=0.05)
+    assert (measured.batch_size, measured.seconds) == (8, 1)
+
+
+def recorded(*seconds: float) -> Callable[[], float]:
+    remaining = iter(seconds)
+    return lambda: next(remaining)
+
+
+def test_the_first_run_warms_up_and_the_fastest_of_the_others_counts() -> None:
+    assert REPEATS == 3
+    assert fastest(recorded(0.1, 5, 3, 4)) == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [(Kind.OCCLUDE, 2 * 7 + 3 * 100), (Kind.GRADIENT, 2 * 7 + 900)]
+)
+def test_a_gradient_keeps_every_activation_and_a_forward_a_few(kind: Kind, expected: int) -> None:
+    assert row_bytes(kind, 7, Activations(largest=100, total=900)) == expected

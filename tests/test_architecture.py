@@ -28,8 +28,8 @@ FORBIDDEN = {
     "server/vitrail_server/servable.py": ("tensorflow", "grpc", "asyncio"),
 }
 
-# For each room of the server, the rooms it may use. `work`, `servable` and `events` are the vocabulary.
-VOCABULARY = {"work", "servable", "events"}
+# For each room of the server, the rooms it may use. `work`, `servable`, `events` and `wording` are the vocabulary.
+VOCABULARY = {"work", "servable", "events", "wording"}
 MAY_USE = {
     "explainers": {"explainers"},
     "runtime": {"runtime", "explainers"},
@@ -37,6 +37,7 @@ MAY_USE = {
     "savedmodel": {"savedmodel"},
     "rpc": {"rpc", "repository", "runtime", "explainers", "settings"},
     "work": set(),
+    "wording": set(),
     "servable": set(),
     "events": {"repository"},
     "metrics": {"repository"},

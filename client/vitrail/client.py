@@ -61,7 +61,7 @@ class Client:
 
         `image` is an array (a tensor in the model's own units: [H, W, C], [1, H, W, C], or [H, W] for
         one channel), or a path, the bytes of a JPEG or PNG file, or a Pillow image, which the server
-        scales to the model. The options are described in `vitrail.request.Options`.
+        scales to the model. The options are described in `vitrail.Options`.
 
         The map may be PARTIAL, if a timeout ended it: see `Explanation.complete`.
 

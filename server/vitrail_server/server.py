@@ -6,6 +6,8 @@ drain   health says NOT_SERVING, nothing new is admitted, what is in flight may 
 stop    rpcs, models, device, lanes
 """
 
+import asyncio
+import contextlib
 import logging
 from dataclasses import dataclass
 from typing import Self
@@ -20,12 +22,14 @@ from vitrail_server.events import ExplanationEnded
 from vitrail_server.explainers.question import Limits
 from vitrail_server.logs import log_explanation
 from vitrail_server.metrics import Metrics
-from vitrail_server.repository.completion import complete
+from vitrail_server.repository.completion import complete, served_signature
+from vitrail_server.repository.lifecycle import UNLOADED
 from vitrail_server.repository.manager import Manager
 from vitrail_server.repository.source import Loader, VersionSource
 from vitrail_server.repository.state import State
 from vitrail_server.rpc.admission import Admission
 from vitrail_server.rpc.boundary import Boundary
+from vitrail_server.rpc.codec import METHODS
 from vitrail_server.rpc.conversation import StreamLimits
 from vitrail_server.rpc.explanation_service import ExplanationService
 from vitrail_server.rpc.health import Health
@@ -46,14 +50,20 @@ SERVICES = (
 )
 HEALTH_SERVICE = "grpc.health.v1.Health"
 
+LAST_WORDS = 1.0
+"""Seconds in which the last messages of explanations that have ended reach their readers at shutdown."""
+
 
 class Server:
     """One server process. `async with` starts it, without waiting for its models, and stops it."""
 
-    def __init__(self, settings: Settings, loader: Loader | None = None) -> None:
-        """`loader` makes the servables; None: TensorFlow's."""
+    def __init__(
+        self, settings: Settings, loader: Loader | None = None, metrics: Metrics | None = None
+    ) -> None:
+        """`loader` makes the servables; None: TensorFlow's. `metrics` None: new ones."""
         self._settings = settings
         self._loader = loader
+        self._metrics = metrics or Metrics()
 
     async def __aenter__(self) -> Self:
         """Open the ports.
@@ -63,8 +73,8 @@ class Server:
 
         """
         settings = self._settings
-        self._metrics = Metrics()
-        self._health = Health(SERVICES)
+        self._metrics.offered(METHODS, settings.max_explanations)
+        self._health = Health(SERVICES, settings.write_timeout_secs)
         self._device = Device(self._metrics)
         self._loading, self._decoding = Lane("loading"), Lane("decoding")
         self._admission = Admission(settings.max_explanations, settings.max_upload_bytes)
@@ -93,14 +103,27 @@ class Server:
 
     async def __aexit__(self, *_: object) -> None:
         """Let what is in flight end, for a while, then take everything down."""
-        self._admission.draining = True
-        await self._health.draining()
-        await self._rpc.stop(self._settings.exit_timeout_secs)
+        await self._drain()
         await self.manager.close()
         self._device.close()
         self._loading.close()
         self._decoding.close()
         self._metrics.close()
+
+    async def _drain(self) -> None:
+        """Take no more calls, wait for the explanations in flight, then end the calls that are left.
+
+        Those are streams on which nothing is being explained, and readers that have stopped.
+        """
+        timeout = self._settings.exit_timeout_secs
+        self._admission.draining = True
+        self._health.draining()
+        stopping = asyncio.create_task(self._rpc.stop(timeout))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._admission.emptied()
+        await self._rpc.stop(min(LAST_WORDS, timeout))
+        await stopping
 
     def _build_rpc(self) -> grpc.aio.Server:
         settings = self._settings
@@ -129,7 +152,7 @@ class Server:
             ExplanationService(engine, stream_limits, settings.write_timeout_secs), server
         )
         model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(self.manager), server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*SERVICES, HEALTH_SERVICE, reflection.SERVICE_NAME), server)
         return server
 
@@ -183,7 +206,7 @@ class _Reports:
 
     def model_state(self, name: str, version: int, state: State, reason: str) -> None:
         """Note that a version entered a state."""
-        (log.error if reason and state is State.END else log.info)(
+        (log.error if state is State.END and reason != UNLOADED else log.info)(
             "model %s version %d: %s%s", name, version, state, f" ({reason})" if reason else ""
         )
         self.metrics.model_state(name, version, state, reason)
@@ -210,10 +233,10 @@ class _TensorFlowLoader:
     def load(self, source: VersionSource) -> Servable:
         """Load a version and warm it up (`repository.source.Loader`)."""
         from vitrail_server.savedmodel.loader import SavedModelLoader
-        from vitrail_server.savedmodel.threads import use_threads
+        from vitrail_server.savedmodel.platform import configure
 
         settings = self._settings
-        use_threads(settings.intra_op_threads, settings.inter_op_threads)
+        configure(settings.intra_op_threads, settings.inter_op_threads)
         loader = SavedModelLoader(
             time_slice=settings.time_slice_secs, batch_bytes=settings.batch_memory_bytes
         )
@@ -221,6 +244,9 @@ class _TensorFlowLoader:
             name=source.name,
             version=source.version,
             path=source.saved_model,
-            complete=lambda signature: complete(source.config, signature),
+            complete=lambda signature: (
+                served_signature(source.config, signature),
+                complete(source.config, signature),
+            ),
             run=self._device.call,
         )

@@ -44,7 +44,7 @@ class Settings:
         30.0
     )
     time_slice_secs: Annotated[float, "the longest batch, which is what a short request waits for"] = 0.3
-    batch_memory_bytes: Annotated[int, "the most memory that the images of one batch may take"] = 1 << 30
+    batch_memory_bytes: Annotated[int, "the most memory that one batch may take, by estimate, activations included"] = 1 << 30
     intra_op_threads: Annotated[int, "TensorFlow's threads within one operation; 0 lets it choose"] = 0
     inter_op_threads: Annotated[int, "TensorFlow's threads across operations; 0 lets it choose"] = 0
     max_message_bytes: Annotated[int, "the largest message that is accepted"] = 64 << 20

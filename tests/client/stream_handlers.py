@@ -1,6 +1,5 @@
 """Answers to an ExplainStream, for `FakeServer.on_stream`."""
 
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -8,7 +7,7 @@ from vitrail.errors import VitrailError
 from vitrail.status import to_status
 from vitrail.v1 import explanation_pb2 as pb
 
-from .fake_server import PATIENCE, StreamHandler
+from .fake_server import StreamHandler
 from .messages import Event, in_stream_response
 
 Answer = Callable[[bytes], list[Event | VitrailError]]
@@ -64,22 +63,6 @@ def interleaved(count: int, answer: Answer) -> StreamHandler:
                     for name, script in scripts:
                         if step < len(script):
                             yield _response(name, script[step])
-
-    return handle
-
-
-def held(released: threading.Event, answer: Answer, seen: list[bytes]) -> StreamHandler:
-    """Note the images that arrive, and answer none before `released`."""
-
-    def handle(
-        requests: Iterator[pb.ExplainStreamRequest],
-    ) -> Iterator[pb.ExplainStreamResponse | VitrailError]:
-        for request in requests:
-            image = request.start.spec.image.encoded
-            seen.append(image)
-            released.wait(PATIENCE)
-            for step in answer(image):
-                yield _response(request.id, step)
 
     return handle
 

@@ -63,7 +63,10 @@ def window_scores(
                     occluded[y, x] = fill[y, x]
             outputs = predict(occluded)
             for k, (target, value) in enumerate(zip(targets, values, strict=True)):
-                before, after = score(objective, clean, target, value), score(objective, outputs, target, value)
+                before, after = (
+                    score(objective, clean, target, value),
+                    score(objective, outputs, target, value),
+                )
                 hurt = before - after if objective == "OUTPUT" else after - before
                 result[k, i, j] = abs(hurt) if absolute else hurt
     return result

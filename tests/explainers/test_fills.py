@@ -1,12 +1,22 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from explainers import brute_force
 from fakes.models import picture
 from fakes.properties import examples
-from hypothesis import given
-from hypothesis import strategies as st
 from vitrail.errors import InvalidArgument
-from vitrail_server.explainers.fills import MAX_SIGMA, Blur, Constant, Fill, GivenImage, ImageMean, blurred, filled
+from vitrail_server.explainers.fills import (
+    MAX_SIGMA,
+    Blur,
+    Constant,
+    Fill,
+    GivenImage,
+    ImageMean,
+    blurred,
+    filled,
+)
 from vitrail_server.servable import DTYPES
 
 RGB = np.array([[[0, 10, 1], [1, 20, 1]], [[2, 30, 1], [3, 40, 2]]], np.float32)
@@ -77,14 +87,18 @@ def test_every_sigma_allowed_works(sigma: float) -> None:
 
 @pytest.mark.parametrize("sigma", [0.0, -1.0, 100.5, float("nan"), float("inf")])
 def test_a_sigma_out_of_range_is_refused(sigma: float) -> None:
-    with pytest.raises(InvalidArgument, match=f"blur.sigma is {sigma:g}; it must be above 0 and at most 100") as caught:
+    with pytest.raises(
+        InvalidArgument, match=f"blur.sigma is {sigma:g}; it must be above 0 and at most 100"
+    ) as caught:
         filled(Blur(sigma), RGB)
     assert caught.value.field == "spec.occlusion.fill.blur.sigma"
 
 
 @pytest.mark.parametrize("count", [0, 2, 4])
 def test_as_many_values_as_channels_or_one(count: int) -> None:
-    with pytest.raises(InvalidArgument, match=f"has {count} values, but the image has 3 channels: give one") as caught:
+    with pytest.raises(
+        InvalidArgument, match=f"has {count} values, but the image has 3 channels: give one"
+    ) as caught:
         filled(Constant((1.0,) * count), RGB)
     assert caught.value.field == "spec.occlusion.fill.channels"
 
@@ -110,7 +124,9 @@ def test_values_that_are_not_finite_are_refused(fill: Fill) -> None:
     assert caught.value.field == "spec.occlusion.fill"
 
 
-@pytest.mark.parametrize(("value", "rounded"), [(0.5, 0), (1.5, 2), (2.6, 3), (-0.4, 0), (254.6, 255), (255.4, 255)])
+@pytest.mark.parametrize(
+    ("value", "rounded"), [(0.5, 0), (1.5, 2), (2.6, 3), (-0.4, 0), (254.6, 255), (255.4, 255)]
+)
 def test_integers_are_rounded_to_the_nearest(value: float, rounded: int) -> None:
     _, values = filled(Constant((value,)), RGB.astype(np.uint8))
     assert values.dtype == np.uint8
@@ -145,11 +161,8 @@ def test_every_fill_has_the_images_type(datatype: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"])
 def test_an_image_at_the_ends_of_its_type_can_be_its_own_fill(dtype: str) -> None:
-    if np.issubdtype(dtype, np.integer):
-        ends = np.iinfo(dtype).min, np.iinfo(dtype).max
-    else:
-        ends = np.finfo(dtype).min, np.finfo(dtype).max
-    image = np.array(ends, dtype).reshape(1, 2, 1)
+    limits = np.iinfo(dtype) if np.issubdtype(dtype, np.integer) else np.finfo(dtype)
+    image = np.array([limits.min, limits.max], dtype).reshape(1, 2, 1)
     assert (filled(GivenImage(image), image)[1] == image).all()
 
 

@@ -1,13 +1,14 @@
 import numpy as np
 import pytest
-from fakes.driver import Driver
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from fakes.driver import Driver, planned
 from fakes.models import Linear, Model, Quadratic, Softmax, picture, weights
 from fakes.properties import examples
 from fakes.questions import ask
 from fakes.servables import compute
-from hypothesis import given
-from hypothesis import strategies as st
-from numpy.typing import NDArray
 from vitrail.errors import FailedPrecondition, Internal, InvalidArgument, ResourceExhausted
 from vitrail_server.explainers.gradient import SIGNLESS, GradientParameters, GradientRun, Reduction, reduced
 from vitrail_server.explainers.question import AllTargets, Limits, TopK
@@ -50,7 +51,9 @@ def test_reductions_by_hand(reduction: Reduction, expected: list[list[float]], *
         ("NONE", True, [[[2, -3, 0]], [[-4, 0, 3]]]),
     ],
 )
-def test_gradient_times_input_by_hand(reduction: Reduction, expected: list[list[float]], *, signed: bool) -> None:
+def test_gradient_times_input_by_hand(
+    reduction: Reduction, expected: list[list[float]], *, signed: bool
+) -> None:
     values = reduced(GRADIENT, IMAGE, GradientParameters(signed, reduction, times_input=True))
     np.testing.assert_allclose(values, expected, rtol=1e-7)
 
@@ -77,11 +80,11 @@ def test_zero_times_infinity_is_nan() -> None:
     assert np.isnan(values).all()
 
 
-def drawn_model(draw: st.DrawFn, seed: int, shape: tuple[int, int, int], objective: Objective) -> Model:
+def drawn_model(data: st.DataObject, seed: int, shape: tuple[int, int, int], objective: Objective) -> Model:
     if objective is Objective.CROSS_ENTROPY:
-        return Softmax(weights(seed, draw(st.integers(1, 4)), shape))
-    elements = draw(st.integers(1, 5))
-    match draw(st.integers(0, 2)):
+        return Softmax(weights(seed, data.draw(st.integers(1, 4)), shape))
+    elements = data.draw(st.integers(1, 5))
+    match data.draw(st.integers(0, 2)):
         case 0:
             return Linear(weights(seed, elements, shape))
         case 1:
@@ -117,7 +120,7 @@ def by_finite_differences(
 def test_the_map_is_the_reduced_derivative_of_the_objective(data: st.DataObject, seed: int) -> None:
     shape = data.draw(st.tuples(st.integers(1, 3), st.integers(1, 4), st.sampled_from([1, 3])))
     objective = data.draw(st.sampled_from(Objective))
-    model = drawn_model(data.draw, seed, shape, objective)
+    model = drawn_model(data, seed, shape, objective)
     single = objective is Objective.CROSS_ENTROPY
     targets = tuple(
         data.draw(st.lists(st.sampled_from(range(model.elements)), min_size=1, max_size=1 if single else 4))
@@ -129,7 +132,12 @@ def test_the_map_is_the_reduced_derivative_of_the_objective(data: st.DataObject,
 
     image = picture(seed, shape)
     question = ask(
-        model, image, targets=targets, objective=objective, values=values, probabilities=isinstance(model, Softmax)
+        model,
+        image,
+        targets=targets,
+        objective=objective,
+        values=values,
+        probabilities=isinstance(model, Softmax),
     )
     run = GradientRun(question, GradientParameters(signed, reduction, times_input))
     canvas = Driver(run, model, seed=seed, most_rows=3).finish()
@@ -174,7 +182,9 @@ PIXELS = picture(3, (2, 3, 1))
 
 def test_rows_name_the_ranks_of_top_k_and_the_plan_the_elements() -> None:
     """The biases decide the order, with the two in the middle nearly equal."""
-    run = GradientRun(ask(MODEL, PIXELS, targets=TopK(4)), GradientParameters(signed=True, channel_reduction="SUM"))
+    run = GradientRun(
+        ask(MODEL, PIXELS, targets=TopK(4)), GradientParameters(signed=True, channel_reduction="SUM")
+    )
     driver = Driver(run, MODEL)
     work = run.take(9)
     assert isinstance(work, Work)
@@ -206,9 +216,10 @@ def test_rows_carry_objective_targets_and_true_values() -> None:
 
 def test_the_plan_comes_with_the_first_pass_and_costs_nothing() -> None:
     run = GradientRun(
-        ask(MODEL, PIXELS, targets=(1, 2), labels=("a", "b", "c", "d")), GradientParameters(channel_reduction="NONE")
+        ask(MODEL, PIXELS, targets=(1, 2), labels=("a", "b", "c", "d")),
+        GradientParameters(channel_reduction="NONE"),
     )
-    assert run.plan is None
+    assert not planned(run)
     assert run.kind is Kind.GRADIENT
     assert run.image_size == (2, 3)
     driver = Driver(run, MODEL, most_rows=1)

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
-from fakes.properties import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
+
+from fakes.properties import examples
 from vitrail_server.explainers.grid import (
     Cells,
     Edge,
@@ -36,7 +37,9 @@ def as_lists(cells: Cells) -> tuple[list[int], list[int], list[int]]:
         pytest.param(6, 2, 2, [(0, 2), (2, 4), (4, 6)], [(0, 2), (2, 4), (4, 6)], id="stride divides"),
         pytest.param(5, 2, 2, [(0, 2), (2, 4), (4, 5)], [(0, 2), (2, 4), (3, 5)], id="one pixel left over"),
         pytest.param(7, 3, 2, [(0, 3), (2, 5), (4, 7)], [(0, 3), (2, 5), (4, 7)], id="overlap that fits"),
-        pytest.param(8, 5, 2, [(0, 5), (2, 7), (4, 8)], [(0, 5), (2, 7), (3, 8)], id="overlap that does not fit"),
+        pytest.param(
+            8, 5, 2, [(0, 5), (2, 7), (4, 8)], [(0, 5), (2, 7), (3, 8)], id="overlap that does not fit"
+        ),
         pytest.param(4, 3, 1, [(0, 3), (1, 4)], [(0, 3), (1, 4)], id="stride 1"),
         pytest.param(4, 4, 4, [(0, 4)], [(0, 4)], id="patch is the image"),
         pytest.param(4, 4, 1, [(0, 4)], [(0, 4)], id="patch is the image with a small stride"),
@@ -140,7 +143,7 @@ def axes(draw: st.DrawFn) -> tuple[int, int, int, Edge]:
 
 
 @given(axes())
-@examples(300)
+@examples(150)
 def test_every_pixel_is_covered_and_cells_partition_the_axis(axis: tuple[int, int, int, Edge]) -> None:
     size, patch, _, edge = axis
     windows = windows_along(*axis)
@@ -161,7 +164,9 @@ def test_every_pixel_is_covered_and_cells_partition_the_axis(axis: tuple[int, in
 
 @given(st.integers(1, 40), st.integers(1, 40))
 @examples(100)
-def test_progressive_order_takes_every_window_once_and_gives_each_a_predecessor(rows: int, columns: int) -> None:
+def test_progressive_order_takes_every_window_once_and_gives_each_a_predecessor(
+    rows: int, columns: int
+) -> None:
     order = evaluation_order(rows, columns, "PROGRESSIVE")
     assert sorted(order.tolist()) == list(range(rows * columns))
     coarsest = coarsest_step(rows, columns)
@@ -171,7 +176,7 @@ def test_progressive_order_takes_every_window_once_and_gives_each_a_predecessor(
 
 
 @given(arrays.arrays(np.bool_, st.tuples(st.integers(1, 9), st.integers(1, 9))))
-@examples(200)
+@examples(100)
 def test_rectangles_partition_exactly_the_mask(mask: NDArray[np.bool_]) -> None:
     counts = np.zeros(mask.shape, np.int64)
     for top, left, bottom, right in rectangles(mask):

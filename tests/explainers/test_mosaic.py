@@ -1,12 +1,15 @@
 import numpy as np
 import pytest
-from fakes.canvas import Canvas
 from numpy.typing import NDArray
+
+from fakes.canvas import Canvas
 from vitrail_server.explainers.grid import Order, evaluation_order, pixel_cells, window_cells, windows_along
 from vitrail_server.explainers.mosaic import FEW_TILES, Mosaic
 
 
-def mosaic(height: int, width: int, patch: int, stride: int, order: Order = "RASTER", targets: int = 1) -> Mosaic:
+def mosaic(
+    height: int, width: int, patch: int, stride: int, order: Order = "RASTER", targets: int = 1
+) -> Mosaic:
     axes = [pixel_cells(windows_along(size, patch, stride, "CLIP")) for size in (height, width)]
     return Mosaic(axes[0], axes[1], order, targets)
 
@@ -139,6 +142,33 @@ def test_scores_that_are_not_finite_are_counted_by_pixel() -> None:
     scores[4, 1] = np.inf
     each.record(np.arange(6, dtype=np.int32), scores)
     assert each.non_finite_values().tolist() == [4, 2]
+
+
+def test_provisional_values_are_sent_once() -> None:
+    each = mosaic(4, 4, 3, 1)
+    record(each, 0)
+    assert [final for *_, final in drained(each)].count(False) > 0
+    assert drained(each) == []
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "stride"), [(30, 13, 1), (40, 23, 2), (17, 9, 1), (25, 8, 1), (13, 7, 1)]
+)
+def test_a_value_under_many_windows_is_their_mean(size: int, patch: int, stride: int) -> None:
+    columns = windows_along(size, patch, stride, "CLIP")
+    each = Mosaic(pixel_cells(windows_along(1, 1, 1, "CLIP")), pixel_cells(columns), "RASTER", 1)
+    scores = np.random.default_rng(size).normal(size=len(columns))
+    order = np.random.default_rng(patch).permutation(len(columns))
+    canvas = Canvas((1, 1, size))
+    for count, window in enumerate(order.tolist(), 1):
+        each.record(np.array([window], np.int32), scores[None, None, window].astype(np.float32))
+        canvas.paste_all(each.tiles(0))
+        for pixel in range(size):
+            cover = [k for k in order[:count] if columns.starts[k] <= pixel < columns.stops[k]]
+            assert canvas.known[0, 0, pixel] == bool(cover)
+            if cover:
+                assert canvas.values[0, 0, pixel] == pytest.approx(scores[cover].mean(), abs=1e-6)
+    assert canvas.final.all()
 
 
 @pytest.mark.parametrize("most", [1, 3, 16])

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from fakes.models import Linear, picture, weights
 from fakes.questions import ask
 from vitrail_server.explainers.notes import map_notes, plan_notes
@@ -11,7 +12,9 @@ MODEL = Linear(weights(0, 2, (2, 2, 1)))
 IMAGE = picture(0, (2, 2, 1))
 
 
-def kinds(scores: list[float], objective: Objective, values: tuple[float, ...] = (), **facts: bool) -> list[WarningKind]:
+def kinds(
+    scores: list[float], objective: Objective, values: tuple[float, ...] = (), **facts: bool
+) -> list[WarningKind]:
     question = ask(
         MODEL,
         IMAGE,
@@ -42,7 +45,9 @@ def test_a_model_that_contradicts_itself() -> None:
         (np.nan, 0.0, False),
     ],
 )
-def test_a_residual_near_zero_is_measured_against_the_true_value(residual: float, value: float, *, near: bool) -> None:
+def test_a_residual_near_zero_is_measured_against_the_true_value(
+    residual: float, value: float, *, near: bool
+) -> None:
     expected = [WarningKind.RESIDUAL_NEAR_ZERO] if near else []
     assert kinds([residual**2], Objective.SQUARED_ERROR, (value,)) == expected
 
@@ -51,7 +56,9 @@ def test_one_residual_near_zero_is_enough() -> None:
     assert kinds([1.0, 0.0], Objective.SQUARED_ERROR, (1.0, 2.0)) == [WarningKind.RESIDUAL_NEAR_ZERO]
 
 
-@pytest.mark.parametrize(("probability", "saturated"), [(1.0, True), (1 - 1e-7, True), (0.999, False), (0.0, False)])
+@pytest.mark.parametrize(
+    ("probability", "saturated"), [(1.0, True), (1 - 1e-7, True), (0.999, False), (0.0, False)]
+)
 def test_a_probability_of_one_is_saturated(probability: float, *, saturated: bool) -> None:
     expected = [WarningKind.SATURATED] if saturated else []
     assert kinds([0.1, probability], Objective.OUTPUT, probabilities=True) == expected

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from vitrail_server.explainers.objectives import LOSSES, score, window_scores
 from vitrail_server.work import Objective
 
@@ -9,7 +10,10 @@ VALUES = np.array([0.25, 1.0], np.float32)
 
 
 def test_output_is_the_output_of_each_target_in_their_order() -> None:
-    assert score(Objective.OUTPUT, OUTPUTS, BOTH, VALUES).tolist() == [[0.25, 0.5], [float(np.float32(1e-3)), 2.0]]
+    assert score(Objective.OUTPUT, OUTPUTS, BOTH, VALUES).tolist() == [
+        [0.25, 0.5],
+        [float(np.float32(1e-3)), 2.0],
+    ]
 
 
 def test_squared_error_has_a_true_value_per_target() -> None:
@@ -35,6 +39,14 @@ def test_scores_are_differences_in_float64() -> None:
     assert change == pytest.approx(2 * 1000 * (float(outputs[1, 0]) - 1000), rel=1e-6)
 
 
+def test_cross_entropies_of_nearly_equal_probabilities_differ_in_float64() -> None:
+    """Around a loss of 18.4 the numbers of float32 are 2e-6 apart."""
+    outputs = np.array([[1e-8], [np.nextafter(np.float32(1e-8), np.float32(1))]], np.float32)
+    clean, hidden = score(Objective.CROSS_ENTROPY, outputs, BOTH[1:], np.zeros(1, np.float32))
+    step = float(outputs[1, 0]) / float(outputs[0, 0]) - 1
+    assert clean - hidden == pytest.approx(step, rel=1e-6)
+
+
 @pytest.mark.parametrize("objective", Objective)
 def test_positive_means_that_hiding_hurts(objective: Objective) -> None:
     """A score that falls from 3 to 1, a loss that rises from 1 to 3."""
@@ -44,7 +56,9 @@ def test_positive_means_that_hiding_hurts(objective: Objective) -> None:
         assert scores.tolist() == [[2.0], [0.0]]
     helps = window_scores(objective, np.array([hidden]), np.array([[clean]]), absolute=False)
     assert helps.tolist() == [[-2.0]]
-    assert window_scores(objective, np.array([hidden]), np.array([[clean]]), absolute=True).tolist() == [[2.0]]
+    assert window_scores(objective, np.array([hidden]), np.array([[clean]]), absolute=True).tolist() == [
+        [2.0]
+    ]
 
 
 def test_the_losses_are_the_objectives_that_grow_when_the_model_does_worse() -> None:

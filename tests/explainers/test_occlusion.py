@@ -1,15 +1,16 @@
 import numpy as np
 import pytest
-from explainers import brute_force
-from fakes.canvas import Canvas
-from fakes.driver import Driver
-from fakes.models import Linear, Model, Quadratic, Softmax, Table, picture, weights
-from fakes.properties import examples
-from fakes.questions import ask
-from fakes.servables import compute
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+
+from explainers import brute_force
+from fakes.canvas import Canvas
+from fakes.driver import Driver, planned
+from fakes.models import Linear, Model, Quadratic, Rule, Softmax, picture, weights
+from fakes.properties import examples
+from fakes.questions import ask
+from fakes.servables import compute
 from vitrail.errors import FailedPrecondition, Internal, InvalidArgument, ResourceExhausted
 from vitrail_server.explainers.fills import Blur, Constant, Fill, GivenImage, ImageMean
 from vitrail_server.explainers.grid import Edge, Order, coarsest_step
@@ -28,8 +29,16 @@ def counting(height: int, width: int, channels: int = 1) -> NDArray[np.float32]:
     return np.arange(1, size + 1, dtype=np.float32).reshape(height, width, channels)
 
 
-def whole_map(run: OcclusionRun, model: Model, **choices: float) -> Canvas:
-    canvas = Driver(run, model, **choices).finish()  # type: ignore[arg-type]  # numbers by name
+def whole_map(
+    run: OcclusionRun,
+    model: Model,
+    *,
+    seed: int = 0,
+    most_rows: int = 8,
+    drains: float = 0.5,
+    give_backs: int = 3,
+) -> Canvas:
+    canvas = Driver(run, model, seed, most_rows, drains, give_backs).finish()
     assert canvas.final.all()
     return canvas
 
@@ -74,7 +83,10 @@ class TestByHand:
             )
             for absolute in (False, True)
         ]
-        assert [each.values[0].tolist() for each in maps] == [[[-3.0, -2.0, 0.0, 1.0]], [[3.0, 2.0, 1.0, 1.0]]]
+        assert [each.values[0].tolist() for each in maps] == [
+            [[-3.0, -2.0, 0.0, 1.0]],
+            [[3.0, 2.0, 1.0, 1.0]],
+        ]
 
     def test_a_loss_that_grows_when_a_window_is_hidden_is_positive(self) -> None:
         """y = 10, true value 10; hiding a quarter leaves 10 - its sum, so the loss is the sum squared."""
@@ -366,12 +378,12 @@ class TestWhatTheScoresSay:
     MODEL = Softmax(np.stack([np.full((1, 5, 1), 1.0), np.arange(5.0).reshape(1, 5, 1)]))
     """Class 0 likes every pixel as much, class 1 the right ones."""
 
-    def question_run(self, **choices: Order) -> OcclusionRun:
+    def question_run(self, order: Order = "RASTER") -> OcclusionRun:
         image = np.array([1, 0, 0, 0, 0.4], np.float32).reshape(1, 5, 1)
         question = ask(
             self.MODEL, image, task="CLASSIFICATION", labels=("a", "b"), targets=AllTargets(), fill=(0.1,)
         )
-        return OcclusionRun(question, OcclusionParameters((1, 1), **choices))
+        return OcclusionRun(question, OcclusionParameters((1, 1), order=order))
 
     def test_by_hand(self) -> None:
         """Logits 1.4 and 1.6: class b. Hiding the last pixel makes them 1.1 and 0.4: class a."""
@@ -431,9 +443,7 @@ class TestUnchangedWindows:
     def test_a_pixel_differs_if_one_channel_does(self) -> None:
         image = np.array([[[1, 2], [1, 3]]], np.float32)
         model = Linear(np.ones((1, 1, 2, 2)))
-        run = OcclusionRun(
-            ask(model, image), OcclusionParameters((1, 1), fill=Constant((1.0, 2.0)))
-        )
+        run = OcclusionRun(ask(model, image), OcclusionParameters((1, 1), fill=Constant((1.0, 2.0))))
         whole_map(run, model)
         assert run.summary().skipped == 1
 
@@ -471,12 +481,11 @@ class TestNonFiniteOutputs:
     def run(clean: list[float], first: list[float], others: list[float]) -> tuple[OcclusionRun, Canvas]:
         """Four pixels 1 2 3 4, windows 12, 23, 34; a fill of 9."""
 
-        class ByHiddenPixels(Table):
-            def outputs(self, image: NDArray[np.float64]) -> NDArray[np.float64]:
-                hidden = (image[0, :, 0] == 9).tolist()
-                return np.array(first if hidden[0] else others if any(hidden) else clean)
+        def answer(image: NDArray[np.float64]) -> list[float]:
+            hidden = (image[0, :, 0] == 9).tolist()
+            return first if hidden[0] else others if any(hidden) else clean
 
-        model = ByHiddenPixels((1, 4, 1), {0.0: clean})
+        model = Rule((1, 4, 1), len(clean), answer)
         question = ask(model, counting(1, 4), fill=(9.0,))
         run = OcclusionRun(question, OcclusionParameters((1, 2), (1, 1)))
         return run, whole_map(run, model)
@@ -494,7 +503,9 @@ class TestNonFiniteOutputs:
     def test_infinities_of_both_signs_meet_in_nan(self) -> None:
         """Window 12 scores 1 - inf, the others 1 + inf: pixel 2 lies in both."""
         _, canvas = self.run([1.0], [np.inf], [-np.inf])
-        np.testing.assert_array_equal(canvas.values[0], np.array([[-np.inf, np.nan, np.inf, np.inf]], np.float32))
+        np.testing.assert_array_equal(
+            canvas.values[0], np.array([[-np.inf, np.nan, np.inf, np.inf]], np.float32)
+        )
 
     def test_a_clean_image_without_an_answer_makes_the_whole_map_nan(self) -> None:
         run, canvas = self.run([np.nan], [1.0], [1.0])
@@ -503,7 +514,9 @@ class TestNonFiniteOutputs:
 
     def test_infinite_before_and_after_is_nan(self) -> None:
         _, canvas = self.run([np.inf], [np.inf], [1.0])
-        np.testing.assert_array_equal(canvas.values[0], np.array([[np.nan, np.nan, np.inf, np.inf]], np.float32))
+        np.testing.assert_array_equal(
+            canvas.values[0], np.array([[np.nan, np.nan, np.inf, np.inf]], np.float32)
+        )
 
     def test_the_lowest_window_is_found_among_the_finite_ones(self) -> None:
         run, _ = self.run([1.0], [np.nan], [3.0])
@@ -564,10 +577,10 @@ class TestHandingOut:
         assert isinstance(clean, Work)
         assert isinstance(windows, Work)
         driver.absorb(windows)
-        assert run.plan is None
+        assert not planned(run)
         assert not run.tiles()
         driver.absorb(clean)
-        assert run.plan is not None
+        assert planned(run)
         driver.drain()
         assert driver.canvas
         assert driver.canvas.final.all()
@@ -613,7 +626,9 @@ class TestRefusals:
     def test_more_scores_than_the_server_allows(self) -> None:
         model = Linear(np.ones((3, 4, 4, 1)))
         question = ask(model, counting(4, 4), limits=Limits(scores=47))
-        with pytest.raises(ResourceExhausted, match="16 windows times 3 targets are 48 scores; at most 47") as caught:
+        with pytest.raises(
+            ResourceExhausted, match="16 windows times 3 targets are 48 scores; at most 47"
+        ) as caught:
             OcclusionRun(question, OcclusionParameters((1, 1)))
         assert caught.value.field == "spec.occlusion.stride"
         OcclusionRun(ask(model, counting(4, 4), limits=Limits(scores=48)), OcclusionParameters((1, 1)))
@@ -636,7 +651,5 @@ class TestRefusals:
 def test_an_integer_image_is_hidden_with_a_rounded_fill() -> None:
     model = Linear(np.ones((1, 1, 2, 1)))
     image = np.array([[[10], [20]]], np.uint8)
-    run = OcclusionRun(
-        ask(model, image, dtype="UINT8"), OcclusionParameters((1, 1), fill=Constant((2.6,)))
-    )
+    run = OcclusionRun(ask(model, image, dtype="UINT8"), OcclusionParameters((1, 1), fill=Constant((2.6,))))
     assert whole_map(run, model).values[0].tolist() == [[7.0, 17.0]]

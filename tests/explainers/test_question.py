@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from fakes.models import Linear, picture, weights
 from fakes.questions import ask
 from vitrail.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
@@ -77,10 +78,20 @@ def test_indices_and_labels_in_the_order_asked_for() -> None:
         ((), (), "spec.targets.list", "spec.targets.list is empty; name at least one target, or leave"),
         ((0, 4), (), "spec.targets.list.targets[1].index", "is 4; output 'scores' has the elements 0 to 3"),
         ((-1,), (), "spec.targets.list.targets[0].index", "is -1; output 'scores' has the elements 0 to 3"),
-        (("dog",), (), "spec.targets.list.targets[0].label", "is 'dog', but output 'scores' has no label file"),
+        (
+            ("dog",),
+            (),
+            "spec.targets.list.targets[0].label",
+            "is 'dog', but output 'scores' has no label file",
+        ),
         ((0, "dgo"), LABELS, "spec.targets.list.targets[1].label", "did you mean 'dog'?"),
         (("expreso",), LABELS, "spec.targets.list.targets[0].label", "did you mean 'espresso'"),
-        (("zebra",), LABELS, "spec.targets.list.targets[0].label", "does not have; GetModel lists the labels"),
+        (
+            ("zebra",),
+            LABELS,
+            "spec.targets.list.targets[0].label",
+            "does not have; GetModel lists the labels",
+        ),
         (("",), LABELS, "spec.targets.list.targets[0].label", "is ''"),
         (TopK(0), (), "spec.targets.top_k", "is 0; output 'scores' has 4 elements, so 1 to 4 are possible"),
         (TopK(5), (), "spec.targets.top_k", "is 5; output 'scores' has 4 elements, so 1 to 4 are possible"),
@@ -101,7 +112,9 @@ def test_a_label_of_several_elements_is_refused_with_their_indices() -> None:
     with pytest.raises(InvalidArgument) as caught:
         targets_of(question(targets=("crane",), labels=("cat", "crane", "dog", "crane")))
     assert caught.value.field == "spec.targets.list.targets[0].label"
-    assert "'crane', the name of the elements 1 and 3 of output 'scores': use an index" in caught.value.message
+    assert (
+        "'crane', the name of the elements 1 and 3 of output 'scores': use an index" in caught.value.message
+    )
 
 
 @pytest.mark.parametrize("targets", [(0,) * 4, TopK(4), AllTargets()])
@@ -131,7 +144,9 @@ class TestSquaredError:
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39])
     def test_values_that_float32_cannot_hold(self, value: float) -> None:
-        with pytest.raises(InvalidArgument, match="spec.objective.values holds a value that is not finite in float32") as caught:
+        with pytest.raises(
+            InvalidArgument, match="values holds a value that is not finite in float32"
+        ) as caught:
             targets_of(question(objective=Objective.SQUARED_ERROR, values=(value,)))
         assert caught.value.field == "spec.objective.values"
 
@@ -165,7 +180,9 @@ class TestCrossEntropy:
         assert caught.value.field == "spec.targets"
 
     def test_outputs_that_are_no_probabilities(self) -> None:
-        with pytest.raises(FailedPrecondition, match="use KIND_OUTPUT, or export the model with its softmax") as caught:
+        with pytest.raises(
+            FailedPrecondition, match="use KIND_OUTPUT, or export the model with its softmax"
+        ) as caught:
             targets_of(question(objective=Objective.CROSS_ENTROPY, targets=(0,)))
         assert caught.value.field == "spec.objective.kind"
 

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
-from fakes.canvas import Canvas
-from fakes.properties import examples
 from hypothesis import given
 from hypothesis import strategies as st
+
+from fakes.canvas import Canvas
+from fakes.properties import examples
 from vitrail_server.explainers.run import Tile
 
 MIB = 1 << 20
@@ -16,7 +17,9 @@ def tile(*shape: int) -> Tile:
 
 def assert_partition(whole: Tile, parts: list[Tile]) -> None:
     targets, height, width = whole.values.shape[:3]
-    canvas = Canvas((whole.first_target + targets, whole.row + height, whole.column + width, *whole.values.shape[3:]))
+    canvas = Canvas(
+        (whole.first_target + targets, whole.row + height, whole.column + width, *whole.values.shape[3:])
+    )
     canvas.paste_all(parts)  # final, so it fails on overlaps
     assert (canvas.values[whole.first_target :, whole.row :, whole.column :] == whole.values).all()
     assert canvas.final.sum() == targets * height * width
@@ -40,7 +43,8 @@ def test_targets_are_split_first_then_rows_then_columns() -> None:
 
 
 @pytest.mark.parametrize(
-    "shape", [(64, 3, 4000), (64, 100, 100), (1, 1, 1_000_000), (5, 300, 300, 3), (1, 2000, 2000), (64, 2, 5000, 3)]
+    "shape",
+    [(64, 3, 4000), (64, 100, 100), (1, 1, 1_000_000), (5, 300, 300, 3), (1, 2000, 2000), (64, 2, 5000, 3)],
 )
 def test_large_tiles_become_messages_of_at_most_a_mebibyte(shape: tuple[int, ...]) -> None:
     parts = list(tile(*shape).split(MIB))

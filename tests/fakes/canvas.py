@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 import numpy as np
+
 from vitrail_server.explainers.run import Tile
 
 

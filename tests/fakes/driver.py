@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import numpy as np
+
 from fakes.canvas import Canvas
 from fakes.models import Model
 from fakes.servables import compute
@@ -83,3 +84,8 @@ class Driver:
         assert self.canvas is not None
         assert not self.run.tiles()
         return self.canvas
+
+
+def planned(run: Run) -> bool:
+    """Whether the Run has a plan."""
+    return run.plan is not None

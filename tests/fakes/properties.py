@@ -5,4 +5,9 @@ from hypothesis import HealthCheck, settings
 
 def examples(count: int) -> settings:
     """Return the settings for a property that is tried on `count` examples."""
-    return settings(max_examples=count, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    return settings(
+        max_examples=count,
+        stateful_step_count=30,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )

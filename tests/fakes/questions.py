@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
+
 from fakes.models import Model
 from fakes.servables import OUTPUT, describe
-from numpy.typing import NDArray
 from vitrail_server.explainers.question import AllTargets, Limits, Question, TopK
 from vitrail_server.servable import Capabilities, Task
 from vitrail_server.work import Objective

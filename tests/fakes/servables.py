@@ -3,9 +3,18 @@
 from collections.abc import Sequence
 
 import numpy as np
-from fakes.models import Model, Shape
 from numpy.typing import NDArray
-from vitrail_server.servable import DTYPES, Capabilities, Description, ModelSettings, Signature, Task, TensorSpec
+
+from fakes.models import Model, Shape
+from vitrail_server.servable import (
+    DTYPES,
+    Capabilities,
+    Description,
+    ModelSettings,
+    Signature,
+    Task,
+    TensorSpec,
+)
 from vitrail_server.work import GradientRows, Kind, Objective, OccludeRows, OutOfMemory, Result, Rows, Subject
 
 OUTPUT = "scores"
@@ -79,7 +88,8 @@ def compute(model: Model, rows: Rows) -> Result:
     clean = model.outputs(image)
     gradients = [_gradient(model, rows, row, image, clean) for row in range(len(rows))]
     return Result(
-        np.repeat(clean[None], len(rows), 0).astype(np.float32), np.array(gradients, np.float64).astype(np.float32)
+        np.repeat(clean[None], len(rows), 0).astype(np.float32),
+        np.array(gradients, np.float64).astype(np.float32),
     )
 
 
@@ -103,7 +113,7 @@ def _gradient(
     slope = model.derivatives(image)[target]
     match rows.objective:
         case Objective.OUTPUT:
-            return slope
+            return np.asarray(slope)
         case Objective.SQUARED_ERROR:
             return np.asarray(2 * (clean[target] - float(rows.values[row])) * slope)
         case Objective.CROSS_ENTROPY:

@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
 
 import grpc
-from fakes.models import Model
-from fakes.servables import FakeProgram, describe
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from prometheus_client.parser import text_string_to_metric_families
+
+from fakes.models import Model
+from fakes.servables import FakeProgram, describe
+from vitrail.v1.explanation_pb2_grpc import ExplanationServiceStub
+from vitrail.v1.model_pb2_grpc import ModelServiceStub
 from vitrail_server.events import ExplanationEnded
 from vitrail_server.metrics import Metrics
 from vitrail_server.repository.source import VersionSource
@@ -26,9 +29,6 @@ from vitrail_server.servable import Description, ImageSize
 from vitrail_server.server import Server
 from vitrail_server.settings import Settings
 from vitrail_server.work import Kind, Result, Rows, Subject
-
-from vitrail.v1.explanation_pb2_grpc import ExplanationServiceStub
-from vitrail.v1.model_pb2_grpc import ModelServiceStub
 
 if TYPE_CHECKING:
     from vitrail.v1.explanation_pb2_grpc import ExplanationServiceAsyncStub
@@ -137,9 +137,7 @@ class FakeServable:
 
     def __init__(self, description: Description, offer: Offer) -> None:
         self.description = description
-        self.programs = {
-            kind: GatedProgram(offer.model, kind, offer.batch_size, offer.gate) for kind in Kind
-        }
+        self.programs = {kind: GatedProgram(offer.model, kind, offer.batch_size, offer.gate) for kind in Kind}
         self.closed = 0
 
     def program(self, kind: Kind, image_size: ImageSize) -> GatedProgram:
@@ -179,6 +177,10 @@ class WatchedMetrics(Metrics):
         super().rpc_handled(method, kind, code, seconds)
         self.handled.append((method.rpartition("/")[2], code))
         self._changed.set()
+
+    def close(self) -> None:
+        # The standard library's server looks only twice a second whether it should stop.
+        threading.Thread(target=super().close).start()
 
     async def until(self, holds: Callable[[], bool]) -> None:
         """Return when `holds` is true, which is asked again after every end of an explanation or rpc."""
@@ -242,7 +244,7 @@ class Served:
     async def scrape(self) -> Scrape:
         """Return what Prometheus would read now."""
         url = f"http://{ADDRESS}:{self.server.metrics_port}/metrics"
-        text = await asyncio.to_thread(lambda: urlopen(url).read().decode())  # noqa: S310 - the url is ours
+        text = await asyncio.to_thread(lambda: urlopen(url).read().decode())
         return Scrape(
             {
                 (sample.name, frozenset(sample.labels.items())): sample.value

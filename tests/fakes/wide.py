@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-from fakes.models import Shape
 from numpy.typing import NDArray
+
+from fakes.models import Shape
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """A device on a virtual clock: executes what the scheduler says, one batch after the other."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -21,7 +21,7 @@ class Simulation:
     scheduler: Scheduler = field(default_factory=Scheduler)
     now: float = 0.0
     batches: list[Batch] = field(default_factory=list)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     """Seconds of the device by caller: each batch by the share of its rows."""
     entries: list[Entry] = field(default_factory=list)
 
@@ -36,7 +36,12 @@ class Simulation:
     ) -> Entry:
         """Let a Run of a caller arrive now."""
         entry = Entry(
-            run=CountedRun(rows), program=program, caller=caller, arrived=self.now, priority=priority, ends=ends
+            run=CountedRun(rows),
+            program=program,
+            caller=caller,
+            arrived=self.now,
+            priority=priority,
+            ends=ends,
         )
         self.entries.append(entry)
         self.scheduler.add(entry)

@@ -83,6 +83,26 @@ def convolutional(path: Path, size: tuple[int | None, int | None] = (12, 10)) ->
     save(path, predict, (None, *size, 3), variables=(first, second, head))
 
 
+def convolutional_without_edge(path: Path) -> None:
+    """One convolution of 3 x 3 without padding: any image of 3 x 3 or more."""
+    kernel = tf.constant(numbers(3, 3, 3, 2))
+
+    def predict(image: Tensor) -> dict[str, Tensor]:
+        return {"y": tf.reduce_mean(tf.nn.conv2d(image, kernel, 1, "VALID"), [1, 2])}
+
+    save(path, predict, (None, None, None, 3))
+
+
+def grouped(path: Path) -> None:
+    """A convolution in two groups."""
+    kernel = tf.constant(numbers(3, 3, 1, 4))
+
+    def predict(image: Tensor) -> dict[str, Tensor]:
+        return {"y": tf.reduce_mean(tf.nn.conv2d(image, kernel, 1, "SAME"), [1, 2])}
+
+    save(path, predict, (None, 5, 7, 2))
+
+
 def byte_pixels(path: Path) -> None:
     """Takes UINT8 and casts inside."""
     save(path, lambda image: {"y": _sums(tf.cast(image, tf.float32) / 255)}, dtype=tf.uint8)
@@ -152,12 +172,22 @@ def many_outputs(path: Path) -> None:
     save(path, predict)
 
 
+def free_map(path: Path, with_sums: bool = False) -> None:
+    """An output as large as the image, whatever its size; and the channels' sums, if asked for."""
+
+    def predict(image: Tensor) -> dict[str, Tensor]:
+        outputs = {"map": tf.reduce_sum(image, -1)}
+        return outputs | {"y": tf.reduce_sum(image, [1, 2])} if with_sums else outputs
+
+    save(path, predict, (None, None, None, 3))
+
+
 def not_a_number(path: Path) -> None:
-    """The second of two elements is NaN, whatever the image."""
+    """The first of two elements is NaN, whatever the image."""
 
     def predict(image: Tensor) -> dict[str, Tensor]:
         total = tf.reduce_sum(image, [1, 2, 3])
-        return {"y": tf.stack([total, tf.fill(tf.shape(total), np.nan)], 1)}
+        return {"y": tf.stack([tf.fill(tf.shape(total), np.nan), total], 1)}
 
     save(path, predict)
 

@@ -104,6 +104,6 @@ def load_model(path: Path, run: Run, **settings: Any) -> Servable:
         name="tested",
         version=3,
         path=path,
-        complete=lambda signature: ModelSettings(**{"image_input": "image", **settings}),
+        complete=lambda signature: (signature, ModelSettings(**{"image_input": "image", **settings})),
         run=run,
     )

@@ -19,7 +19,7 @@ from vitrail_server.savedmodel import freeze, functions
 from vitrail_server.savedmodel.loader import SavedModelLoader
 from vitrail_server.savedmodel.memory import release_memory
 from vitrail_server.savedmodel.programs import Derivatives
-from vitrail_server.servable import Capabilities, ModelSettings, Servable
+from vitrail_server.servable import Capabilities, ModelSettings, Servable, Signature
 from vitrail_server.work import GradientRows, Kind, Objective, OccludeRows, OutOfMemory, Subject
 
 
@@ -119,18 +119,10 @@ def test_a_custom_gradient_that_was_not_saved_leaves_occlusion(swish: Path, load
     assert (answer(model, image) != answer(model, image * 0)).all()
 
 
-def test_a_gradient_that_fails_when_it_runs_is_found_out(tmp_path: Path, device: DeviceThread) -> None:
+def test_a_gradient_that_fails_when_it_runs_is_found_out(saved: Saved, load: Load) -> None:
     """TensorFlow has gradients for grouped convolutions, but not on a CPU."""
-    kernel = tf.constant(numbers(3, 3, 1, 4))
-    module = tf.Module()
-    module.predict = tf.function(
-        lambda image: {"y": tf.reduce_mean(tf.nn.conv2d(image, kernel, 1, "SAME"), [1, 2])},
-        input_signature=[tf.TensorSpec((None, 6, 6, 2))],
-        autograph=False,
-    )
-    tf.saved_model.save(module, str(tmp_path), signatures={"serving_default": module.predict})
-    model = load_model(tmp_path, device.run)
-    assert capabilities(model).gradient_reason.startswith("TensorFlow cannot compute the gradient: ")
+    reason = capabilities(load(saved("grouped"))).gradient_reason
+    assert reason.startswith("TensorFlow cannot compute the gradient: ")
 
 
 def test_a_model_that_depends_on_its_batch_is_run_one_image_at_a_time(saved: Saved, load: Load) -> None:
@@ -189,18 +181,23 @@ def test_only_outputs_with_numbers_for_each_image_are_explained(saved: Saved, lo
     assert "text" in description.signature.outputs
 
 
-def test_an_output_that_grows_with_the_image_is_left_out(tmp_path: Path, device: DeviceThread) -> None:
-    module = tf.Module()
-    module.predict = tf.function(
-        lambda image: {"map": tf.reduce_sum(image, -1), "y": tf.reduce_sum(image, [1, 2])},
-        input_signature=[tf.TensorSpec((None, None, None, 3))],
-        autograph=False,
-    )
-    tf.saved_model.save(module, str(tmp_path), signatures={"serving_default": module.predict})
-    one = load_model(tmp_path, device.run, image_sizes=((4, 4),))
+def test_an_output_that_grows_with_the_image_is_left_out(saved: Saved, device: DeviceThread) -> None:
+    path = saved("free_map", with_sums=True)
+    one = load_model(path, device.run, image_sizes=((4, 4),))
     assert one.description.output_elements == {"map": 16, "y": 3}
-    two = load_model(tmp_path, device.run, image_sizes=((4, 4), (4, 6)))
+    two = load_model(path, device.run, image_sizes=((4, 4), (4, 6)))
     assert two.description.output_elements == {"y": 3}
+
+
+def test_a_model_with_nothing_but_such_outputs_serves_one_size(saved: Saved, device: DeviceThread) -> None:
+    with pytest.raises(FailedPrecondition, match="list it alone in vitrail"):
+        load_model(saved("free_map"), device.run, image_sizes=((4, 4), (4, 6)))
+
+
+def test_a_size_that_the_model_cannot_take_is_named(saved: Saved, device: DeviceThread) -> None:
+    path = saved("convolutional_without_edge")
+    with pytest.raises(FailedPrecondition, match="fails on a random image of 1x6: InvalidArgumentError"):
+        load_model(path, device.run, image_sizes=((6, 6), (1, 6)))
 
 
 @pytest.mark.parametrize(
@@ -210,7 +207,7 @@ def test_an_output_that_grows_with_the_image_is_left_out(tmp_path: Path, device:
             "whole_batch_only",
             "no output has a row of numbers per image; export one of a numeric type",
         ),
-        ("failing", "the model fails on a random image: InvalidArgumentError: "),
+        ("failing", "the model fails on a random image of 5x7: InvalidArgumentError: "),
     ],
 )
 def test_a_model_that_cannot_be_served_is_refused(
@@ -234,7 +231,7 @@ def test_memory_bounds_the_batch(saved: Saved, load: Load, device: DeviceThread)
         name="small",
         version=1,
         path=saved("sigmoid"),
-        complete=lambda _: ModelSettings(image_input="image"),
+        complete=lambda signature: (signature, ModelSettings(image_input="image")),
         run=device.run,
     )
     assert {each.batch_size for each in capabilities(model).batch_sizes} == {1}
@@ -342,7 +339,7 @@ def test_running_out_of_memory_is_told_apart(saved: Saved, load: Load) -> None:
 
 
 def test_what_the_settings_refuse_is_not_loaded(saved: Saved, device: DeviceThread) -> None:
-    def refuse(_: object) -> ModelSettings:
+    def refuse(_: object) -> tuple[Signature, ModelSettings]:
         raise FailedPrecondition("it does not fit the signature")
 
     with pytest.raises(FailedPrecondition, match="does not fit"):
@@ -386,9 +383,10 @@ def test_without_a_gradient_the_variables_go_at_once(
     np.testing.assert_array_equal(answer(model, image), [0, 0, 0])
 
 
-def test_a_frozen_graph_keeps_the_tables_it_looks_into(saved: Saved, device: DeviceThread) -> None:
+def test_a_graph_with_a_table_is_not_frozen(saved: Saved, device: DeviceThread) -> None:
     model = load_model(saved("table"), device.run)
-    assert capabilities(model).frozen_reason == ""
+    reason = "the frozen graph has other inputs: a table, for example, cannot become a constant"
+    assert capabilities(model).frozen_reason == reason
     gc.collect()
     image = numbers(*IMAGE, seed=3)
     assert answer(model, image, "class") == [10 + np.argmax(np.tensordot(image, SUMS, 3))]

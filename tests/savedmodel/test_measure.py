@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from vitrail_server.savedmodel.graph import Activations
 from vitrail_server.savedmodel.measure import REPEATS, choose_batch_size, fastest, row_bytes
-from vitrail_server.work import Kind, OutOfMemory
+from vitrail_server.savedmodel.warm import rows_alike
+from vitrail_server.work import Kind, OutOfMemory, Result
 
 
 class FakeDevice:
@@ -15,6 +17,8 @@ class FakeDevice:
     def __init__(self, overhead: float, row: float, free: int = 0, fits: int = 1000) -> None:
         self.overhead, self.row, self.free, self.fits = overhead, row, free, fits
         self.tried: list[int] = []
+        self.uneven: set[int] = set()
+        """The sizes at which a row's bits depend on its slot."""
 
     def execute(self, size: int) -> float:
         self.tried.append(size)
@@ -24,7 +28,11 @@ class FakeDevice:
 
     def chosen(self, largest: int = 1000, time_slice: float = 1000, tolerance: float = 0.05) -> int:
         return choose_batch_size(
-            self.execute, largest=largest, time_slice=time_slice, tolerance=tolerance
+            self.execute,
+            lambda size: size not in self.uneven,
+            largest=largest,
+            time_slice=time_slice,
+            tolerance=tolerance,
         ).batch_size
 
 
@@ -41,6 +49,24 @@ def test_the_smallest_size_near_the_best_wins() -> None:
 
 def test_rows_that_cost_nothing_are_taken() -> None:
     assert FakeDevice(overhead=1, row=1, free=8).chosen() == 8
+
+
+def test_a_size_at_which_slots_differ_is_not_taken() -> None:
+    """Per row 2, 1.5, 1.25, 1.125: 8 is best, then 4; without both, 16 is within 12 % of the best."""
+    device = FakeDevice(overhead=1, row=1)
+    assert device.chosen(largest=16, tolerance=0.07) == 8
+    device.uneven = {8}
+    assert device.chosen(largest=16, tolerance=0.07) == 16
+    device.uneven = {2, 4, 8, 16}
+    assert device.chosen(largest=16, tolerance=0.07) == 1
+
+
+def test_rows_alike_are_alike_to_the_bit() -> None:
+    outputs = np.array([[1, 2], [1, 2]], np.float32)
+    assert rows_alike(Result(outputs))
+    assert rows_alike(Result(np.full((3, 2), np.nan, np.float32)))
+    assert not rows_alike(Result(np.nextafter(outputs, np.array([[9, 9], [1, 2]], np.float32))))
+    assert not rows_alike(Result(outputs, np.array([[[[0]]], [[[1]]]], np.float32)))
 
 
 def test_a_batch_longer_than_the_time_slice_is_not_taken() -> None:
@@ -82,9 +108,22 @@ def test_a_row_that_does_not_fit_is_an_error() -> None:
         FakeDevice(overhead=10, row=1, fits=0).chosen()
 
 
+def test_a_machine_that_gets_faster_meanwhile_does_not_make_larger_batches_look_better() -> None:
+    """Rows cost the same in any batch; the first four runs are disturbed."""
+    runs = 0
+
+    def execute(size: int) -> float:
+        nonlocal runs
+        runs += 1
+        return size * (2.0 if runs <= 4 else 1.0)
+
+    measured = choose_batch_size(execute, lambda _: True, largest=8, time_slice=100, tolerance=0.05)
+    assert (measured.batch_size, measured.seconds) == (1, 1)
+
+
 def test_the_seconds_are_those_of_one_batch() -> None:
     device = FakeDevice(overhead=1, row=1, free=8)
-    measured = choose_batch_size(device.execute, largest=8, time_slice=100, tolerance=0.05)
+    measured = choose_batch_size(device.execute, lambda _: True, largest=8, time_slice=100, tolerance=0.05)
     assert (measured.batch_size, measured.seconds) == (8, 1)
 
 

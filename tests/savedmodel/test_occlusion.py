@@ -99,7 +99,7 @@ def test_values_that_are_not_finite_pass_through(saved: Saved, load: Load) -> No
     model = load(saved("not_a_number"))
     image = np.ones(IMAGE, np.float32)
     (found,) = outputs(model, occlude_rows(image, np.zeros((1, 4), np.int32), image, "y"))
-    np.testing.assert_array_equal(found, [[105, np.nan]])
+    np.testing.assert_array_equal(found, [[np.nan, 105]])
 
 
 def test_both_sizes_of_a_model_with_free_sizes_are_served(saved: Saved, load: Load) -> None:

@@ -1178,7 +1178,7 @@ class Tile(_message.Message):
     reduction, [target_count, height, width, channels].
     """
     evaluations_done: _builtins.int
-    """How many of the plan's evaluations were done when this tile was made."""
+    """How many of the plan's evaluations were done or skipped when this tile was made."""
     final: _builtins.bool
     """The values will not change any more."""
     def __init__(

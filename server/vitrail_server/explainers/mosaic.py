@@ -1,10 +1,10 @@
 """The map of an occlusion while it is computed: window scores in, tiles out.
 
 Only the scores are kept, one per window and target. A cell's value is the mean of its evaluated
-windows, summed along the rows of the grid and then along its columns, always in the same order: the order
-in which windows are evaluated never changes a bit of a finished cell. In PROGRESSIVE order a cell none of whose windows is
-evaluated shows the score of the coarse window that stands for its middle one: the nearest evaluated
-multiple of a step above and to the left.
+windows, summed over the rows of the grid and then over its columns, always in the same order: the order
+in which windows are evaluated never changes a bit of a finished cell. In PROGRESSIVE order a cell none of
+whose windows is evaluated shows the score of the coarse window that stands for its middle one: the nearest
+evaluated multiple of a step above and to the left.
 """
 
 from collections.abc import Iterator
@@ -176,7 +176,7 @@ def _sum_windows(
     """
     position = cells.first[start:stop] - cells.first[start]
     counts = cells.last[start:stop] - cells.first[start:stop] + 1
-    before = (slice(None),) * axis
+    before: tuple[slice | NDArray[np.intp], ...] = (slice(None),) * axis
     total = np.zeros((*scores.shape[:axis], stop - start, *scores.shape[axis + 1 :]))
     neighbours, size = scores, 1
     while True:

@@ -1,6 +1,6 @@
 """The values whose changes are explained, as NumPy: one formula per objective.
 
-The gradient program forms the derivatives of the same formulas in its graph (savedmodel/programs.py).
+The gradient program forms the derivatives of the same formulas in its graph (savedmodel/functions.py).
 """
 
 import numpy as np

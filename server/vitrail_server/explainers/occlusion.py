@@ -154,7 +154,7 @@ class OcclusionRun:
 
     def tiles(self) -> Sequence[Tile]:
         """Return what is new since the last call."""
-        return list(self._mosaic.tiles(self._done)) if self.plan else ()
+        return list(self._mosaic.tiles(self._done + len(self._skipped))) if self.plan else ()
 
     def summary(self) -> Summary:
         """Return how it went."""

@@ -195,8 +195,8 @@ def _index(question: Question, position: int, target: int | str) -> int:
     places = [place for place, label in enumerate(question.labels) if label == target]
     if len(places) > 1:
         raise InvalidArgument(
-            f"{where}.label is {target!r}, the name of the elements {' and '.join(map(str, places))} of output "
-            f"{question.output!r}: use an index",
+            f"{where}.label is {target!r}, the name of the elements {' and '.join(map(str, places))} of "
+            f"output {question.output!r}: use an index",
             field=f"{where}.label",
         )
     return places[0]

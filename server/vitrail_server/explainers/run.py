@@ -93,6 +93,7 @@ class Tile:
     values: NDArray[np.float32]
     """(targets, height, width) or (targets, height, width, channels)."""
     evaluations_done: int
+    """How many of the plan's evaluations were done or skipped by then."""
     final: bool
 
     def split(self, max_bytes: int) -> Iterator["Tile"]:

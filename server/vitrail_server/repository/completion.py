@@ -13,7 +13,7 @@ import numpy as np
 from vitrail.errors import FailedPrecondition, InvalidArgument, VitrailError
 from vitrail_server.repository.config import ModelConfig, TensorConfig
 from vitrail_server.repository.parameters import PREFIX
-from vitrail_server.repository.wording import listed, quoted, shape_text
+from vitrail_server.wording import listed, quoted, shape_text
 from vitrail_server.servable import DTYPES, ImageSize, ModelSettings, Signature, TensorSpec
 
 FREE = -1

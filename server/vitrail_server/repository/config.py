@@ -17,7 +17,7 @@ from vitrail_server.repository.config_fields import check_fields
 from vitrail_server.repository.directory import CONFIG_FILENAME, ModelDirectory, read_labels
 from vitrail_server.repository.parameters import Parameters, read_parameters
 from vitrail_server.repository.version_policy import All, Latest, Specific, VersionPolicy
-from vitrail_server.repository.wording import quoted, shortened
+from vitrail_server.wording import quoted, shortened
 
 PLATFORM = "tensorflow_savedmodel"
 BACKEND = "tensorflow"

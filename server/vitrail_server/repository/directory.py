@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from vitrail.errors import FailedPrecondition, InvalidArgument
-from vitrail_server.repository.wording import quoted
+from vitrail_server.wording import quoted
 
 CONFIG_FILENAME = "config.pbtxt"
 SAVED_MODEL_DIRECTORY = "model.savedmodel"

@@ -17,7 +17,7 @@ from vitrail_server.repository.directory import list_models
 from vitrail_server.repository.lifecycle import Handle, Lane, Version
 from vitrail_server.repository.source import Loader, ModelSource, read_model
 from vitrail_server.repository.state import ModelStatus, State, VersionStatus
-from vitrail_server.repository.wording import MESSAGE_LIMIT, listed, quoted, reason_of, shortened
+from vitrail_server.wording import MESSAGE_LIMIT, listed, quoted, reason_of, shortened
 from vitrail_server.servable import Servable
 
 RETRY_DELAY = 1.0

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import TypeVar, get_args
 
 from vitrail.errors import InvalidArgument
-from vitrail_server.repository.wording import listed, quoted
+from vitrail_server.wording import listed, quoted
 from vitrail_server.servable import ImageSize, Resize, Task
 
 T = TypeVar("T")

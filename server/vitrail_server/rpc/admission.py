@@ -3,6 +3,8 @@
 A permit is taken or refused at once; nobody waits at the door.
 """
 
+import asyncio
+
 from vitrail.errors import ResourceExhausted, Unavailable
 
 
@@ -15,7 +17,7 @@ class Permit:
     def close(self) -> None:
         """Give the permit back; a second time does nothing."""
         if self._admission is not None:
-            self._admission.in_flight -= 1
+            self._admission.leave()
             self._admission = None
 
 
@@ -29,6 +31,7 @@ class Admission:
         """Bytes reserved for uploads that are not complete."""
         self.draining = False
         """The server is shutting down: nothing new is admitted."""
+        self._returned = asyncio.Event()
         self._max_explanations = max_explanations
         self._max_upload_bytes = max_upload_bytes
 
@@ -50,6 +53,17 @@ class Admission:
             )
         self.in_flight += 1
         return Permit(self)
+
+    def leave(self) -> None:
+        """Take a permit back."""
+        self.in_flight -= 1
+        self._returned.set()
+
+    async def emptied(self) -> None:
+        """Return when no permit is out."""
+        while self.in_flight:
+            self._returned.clear()
+            await self._returned.wait()
 
     def reserve(self, size: int) -> None:
         """Reserve `size` bytes for an upload; `release` gives them back.

@@ -1,24 +1,23 @@
 """The boundary around every rpc: who calls, how long it took, and what an error looks like outside.
 
-One interceptor checks the token, counts the call and turns errors into statuses. A VitrailError
-becomes its code, its sentence and google.rpc details; anything else is logged here and leaves as
-INTERNAL without its text, because what a stranger needs is not in a stack trace.
+One interceptor checks the token, reads the messages, counts them and the call, and turns errors into
+statuses: a code, a sentence and google.rpc details.
 """
 
+import asyncio
 import inspect
-import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol
 
 import grpc
+from google.protobuf.message import DecodeError
+from google.rpc.status_pb2 import Status
 
-from vitrail.errors import Internal, VitrailError
-from vitrail.status import DETAILS_KEY, grpc_code, to_status
-from vitrail_server.rpc.context import why_cancelled
+from vitrail.errors import InvalidArgument
+from vitrail.status import DETAILS_KEY, grpc_code
+from vitrail_server.rpc.refusals import logged, status_of, told
 from vitrail_server.rpc.tokens import Tokens
-
-log = logging.getLogger(__name__)
 
 
 class RpcEvents(Protocol):
@@ -59,7 +58,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         make = getattr(grpc, f"{call.kind}_rpc_method_handler")
         wrapped: grpc.RpcMethodHandler[Any, Any] = make(
             call.answer_once if call.kind.endswith("unary") else call.answer_stream,
-            request_deserializer=handler.request_deserializer,
+            request_deserializer=None,  # the call itself does that, where its errors are caught
             response_serializer=handler.response_serializer,
         )
         return wrapped
@@ -80,6 +79,7 @@ class _Call:
             for streams in (handler.request_streaming, handler.response_streaming)
         )
         self._behaviour: Callable[..., Any] = getattr(handler, self.kind)
+        self._deserialize: Callable[[bytes], Any] = handler.request_deserializer
         self._method = method
         self._events = events
         self._tokens = tokens
@@ -88,7 +88,7 @@ class _Call:
         """Answer with one message."""
 
         async def answer() -> Any:
-            response = await self._behaviour(self._counted(request), context)
+            response = await self._behaviour(self._read(request), context)
             self._events.message_sent(self._method, self.kind)
             return response
 
@@ -99,7 +99,7 @@ class _Call:
         counting = _CountingContext(context, lambda: self._events.message_sent(self._method, self.kind))
 
         async def answer() -> None:
-            answered = self._behaviour(self._counted(request), counting)
+            answered = self._behaviour(self._read(request), counting)
             if inspect.isasyncgen(answered):
                 async for message in answered:
                     await counting.write(message)
@@ -119,31 +119,39 @@ class _Call:
         except grpc.aio.AbortError:  # a handler that is not ours ended its call as gRPC has it
             code = context.code() or grpc.StatusCode.UNKNOWN
             raise
-        except VitrailError as error:
-            code = grpc_code(error)
-            await _abort(context, error)
-        except Exception:
-            log.exception("%s failed", self._method)
-            code = grpc.StatusCode.INTERNAL
-            await _abort(context, Internal("the server failed while it answered; its log says why"))
-        except BaseException:  # cancelled, by the deadline or by the caller
-            code = grpc_code(why_cancelled(context))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets a status
+            code, status = self._refusal(error)
+        except BaseException as error:  # cancelled, by the deadline or by the caller
+            code = grpc_code(told(error, context))
             raise
         finally:
             self._events.rpc_handled(self._method, self.kind, code.name, time.monotonic() - began)
+        # Not within the handler of the error: where the caller reads nothing this takes until it has gone,
+        # and the error would keep alive whatever was in progress.
+        await _abort(context, code, status)
+        raise AssertionError("an abort does not return")
 
-    def _counted(self, request: Any) -> Any:
-        """Return the request, or the stream of them, with its messages counted."""
+    def _refusal(self, error: Exception) -> tuple[grpc.StatusCode, Status]:
+        failure = logged(error, self._method)
+        return grpc_code(failure), status_of(failure)
+
+    def _read(self, received: Any) -> Any:
+        """Return the message received, or the stream of them, deserialized and counted."""
         if not self.kind.startswith("stream"):
-            self._events.message_received(self._method, self.kind)
-            return request
+            return self._message(received)
 
         async def messages() -> AsyncIterator[Any]:
-            async for message in request:
-                self._events.message_received(self._method, self.kind)
-                yield message
+            async for each in received:
+                yield self._message(each)
 
         return messages()
+
+    def _message(self, received: bytes) -> Any:
+        self._events.message_received(self._method, self.kind)
+        try:
+            return self._deserialize(received)
+        except DecodeError as error:
+            raise InvalidArgument(f"what came is no message of this rpc: {error}") from error
 
 
 class _CountingContext:
@@ -162,7 +170,8 @@ class _CountingContext:
         return getattr(self._context, name)
 
 
-async def _abort(context: Any, error: VitrailError) -> None:
-    await context.abort(
-        grpc_code(error), error.message, ((DETAILS_KEY, to_status(error).SerializeToString()),)
-    )
+async def _abort(context: Any, code: grpc.StatusCode, status: Status) -> None:
+    try:
+        await context.abort(code, status.message, ((DETAILS_KEY, status.SerializeToString()),))
+    except grpc.aio.InternalError:  # the caller has gone; for gRPC its call is then cancelled
+        raise asyncio.CancelledError from None

@@ -20,12 +20,19 @@ from vitrail_server.explainers.grid import Edge, Order
 from vitrail_server.explainers.occlusion import OcclusionParameters, OcclusionRun, Resolution
 from vitrail_server.explainers.question import AllTargets, Limits, Question, TopK
 from vitrail_server.explainers.run import Diagnostics, Note, Plan, Run, Summary, Tile
+from vitrail_server.wording import quoted
 from vitrail_server.rpc.images import SourceBox, decode
 from vitrail_server.servable import DTYPES, Description, TensorSpec
 from vitrail_server.work import Objective
 
-MAX_VALUES_BYTES = 1 << 20
-"""The most bytes of map values in one message: a quarter of every gRPC client's default limit."""
+MAX_MESSAGE_BYTES = 1 << 20
+"""The largest message of a stream, and the largest map in one reply: a quarter of what clients take."""
+
+MAX_TILE_FIELDS_BYTES = 1 << 10
+"""The most bytes of a tile's message beside its values."""
+
+MAX_LABEL = 256
+"""The longest label that a target can be named by, in characters."""
 
 Enum = Any
 """A generated enum: its stubs know each one by its own type only."""
@@ -74,7 +81,7 @@ def prepare(
     )
     if method_of(spec) == "gradient":
         return GradientRun(question, _gradient_parameters(spec.gradient)), box
-    return OcclusionRun(question, _occlusion_parameters(spec.occlusion)), box
+    return OcclusionRun(question, _occlusion_parameters(spec.occlusion, description.channels)), box
 
 
 def seconds_of(duration: Duration) -> float:
@@ -124,7 +131,7 @@ def plan_message(plan: Plan, run: Run, description: Description, box: SourceBox,
 
 def tile_messages(tile: Tile) -> Iterator[pb.Tile]:
     """Yield the messages of a tile, none of them larger than clients take by default."""
-    for part in tile.split(MAX_VALUES_BYTES):
+    for part in tile.split(MAX_MESSAGE_BYTES - MAX_TILE_FIELDS_BYTES):
         yield pb.Tile(
             row=part.row,
             column=part.column,
@@ -178,11 +185,7 @@ def _tensor_image(given: NDArray[np.generic], description: Description) -> NDArr
     """Return the image (height, width, channels) that a tensor holds."""
     field = "spec.image.tensor"
     channels = description.channels
-    array = given
-    if array.ndim == 4 and array.shape[0] == 1:
-        array = array[0]
-    if array.ndim == 2 and channels == 1:
-        array = array[:, :, None]
+    array = _in_image_form(given, channels)
     if array.ndim != 3 or array.shape[2] != channels or array.shape[:2] not in description.image_sizes:
         sizes = " or ".join(f"[{height}, {width}, {channels}]" for height, width in description.image_sizes)
         raise InvalidArgument(
@@ -195,6 +198,12 @@ def _tensor_image(given: NDArray[np.generic], description: Description) -> NDArr
     return array
 
 
+def _in_image_form(given: NDArray[np.generic], channels: int) -> NDArray[np.generic]:
+    """Return (height, width, channels) for every form in which an image may be given, else what was given."""
+    array = given[0] if given.ndim == 4 and given.shape[0] == 1 else given
+    return array[:, :, None] if array.ndim == 2 and channels == 1 else array
+
+
 def _other_inputs(spec: pb.ExplanationSpec, description: Description) -> dict[str, NDArray[np.generic]]:
     wanted = {
         name: each
@@ -205,7 +214,7 @@ def _other_inputs(spec: pb.ExplanationSpec, description: Description) -> dict[st
         if name not in wanted:
             has = f"has the further inputs {sorted(wanted)}" if wanted else "has no input but the image"
             raise InvalidArgument(
-                f"spec.inputs[{name!r}] is not an input of model {description.name!r}, which {has}",
+                f"spec.inputs[{quoted(name)}] is not an input of model {description.name!r}, which {has}",
                 field="spec.inputs",
             )
     missing = sorted(wanted.keys() - spec.inputs.keys())
@@ -268,7 +277,7 @@ def _output(name: str, description: Description) -> str:
         return name
     if name:
         raise InvalidArgument(
-            f"spec.output_name is {name!r}; model {description.name!r} has the outputs {outputs}",
+            f"spec.output_name is {quoted(name)}; model {description.name!r} has the outputs {outputs}",
             field="spec.output_name",
         )
     if len(outputs) != 1:
@@ -293,13 +302,19 @@ def _targets(targets: pb.Targets) -> tuple[int | str, ...] | TopK | AllTargets |
 
 
 def _target(position: int, target: pb.Target) -> int | str:
+    where = f"spec.targets.list.targets[{position}]"
     match target.WhichOneof("element"):
         case "index":
             return target.index
-        case "label":
+        case "label" if len(target.label) <= MAX_LABEL:
             return target.label
+        case "label":  # looking for labels like it would take very long
+            raise InvalidArgument(
+                f"{where}.label has {len(target.label)} characters; a label with more than {MAX_LABEL} is "
+                "named by its index",
+                field=f"{where}.label",
+            )
         case _:
-            where = f"spec.targets.list.targets[{position}]"
             raise InvalidArgument(f"{where} is empty; set its index or its label", field=where)
 
 
@@ -317,7 +332,7 @@ def _gradient_parameters(gradient: pb.Gradient) -> GradientParameters:
     return GradientParameters(gradient.signed, cast("Reduction", reduction), gradient.times_input)
 
 
-def _occlusion_parameters(occlusion: pb.Occlusion) -> OcclusionParameters:
+def _occlusion_parameters(occlusion: pb.Occlusion, channels: int) -> OcclusionParameters:
     field = "spec.occlusion"
     if not occlusion.HasField("patch"):
         raise InvalidArgument(
@@ -337,7 +352,7 @@ def _occlusion_parameters(occlusion: pb.Occlusion) -> OcclusionParameters:
     return OcclusionParameters(
         patch=(occlusion.patch.rows, occlusion.patch.columns),
         stride=stride,
-        fill=_fill(occlusion.fill),
+        fill=_fill(occlusion.fill, channels),
         edge=cast("Edge", edge),
         absolute=window_score == "ABSOLUTE",
         resolution=cast("Resolution", resolution),
@@ -345,7 +360,7 @@ def _occlusion_parameters(occlusion: pb.Occlusion) -> OcclusionParameters:
     )
 
 
-def _fill(fill: pb.Fill) -> Fill | None:
+def _fill(fill: pb.Fill, channels: int) -> Fill | None:
     match fill.WhichOneof("kind"):
         case "constant":
             return Constant((fill.constant,))
@@ -356,7 +371,8 @@ def _fill(fill: pb.Fill) -> Fill | None:
         case "blur":
             return Blur(fill.blur.sigma)
         case "image":
-            return GivenImage(from_tensor(fill.image, "spec.occlusion.fill.image"))
+            given = from_tensor(fill.image, "spec.occlusion.fill.image")
+            return GivenImage(_in_image_form(given, channels))
         case _:
             return None
 

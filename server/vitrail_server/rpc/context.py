@@ -15,6 +15,10 @@ REQUEST_ID_KEY = "x-request-id"
 MAX_REQUEST_ID = 128
 """The most characters of a request id that are kept."""
 
+DEADLINE_SLACK = 0.1
+"""Seconds before its deadline from which on the end of a call counts as that: gRPC rounds a deadline up on
+its way to the server, so the client's own clock ends the call first."""
+
 Context = grpc.aio.ServicerContext[ProtobufMessage, ProtobufMessage]
 
 
@@ -38,7 +42,7 @@ def caller_of(context: Context) -> Caller:
 def why_cancelled(context: Context) -> VitrailError:
     """Return why a call ended early: its deadline passed, or the caller gave up."""
     remaining: float | None = context.time_remaining()  # None without a deadline, whatever the stubs say
-    if remaining is not None and remaining <= 0:
+    if remaining is not None and remaining <= DEADLINE_SLACK:
         return DeadlineExceeded(
             "the deadline of the rpc passed; spec.time_budget returns what there is by then"
         )

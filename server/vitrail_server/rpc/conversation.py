@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
 from vitrail.errors import Cancelled, DeadlineExceeded, InvalidArgument, ResourceExhausted, VitrailError
-from vitrail.status import to_status
 from vitrail.tensors import layout
 from vitrail.v1 import explanation_pb2 as pb
 from vitrail_server.rpc.admission import Admission
 from vitrail_server.rpc.context import Caller
+from vitrail_server.rpc.refusals import logged, status_of
 from vitrail_server.rpc.session import Engine, Message, Session
 
 MAX_ID_BYTES = 128
@@ -115,6 +115,7 @@ class Conversation:
         self._caller = caller
         self._open: dict[str, _Open] = {}
         self._changed = asyncio.Event()
+        self._settled = asyncio.Event()
         self._listening = True
         self._broken: VitrailError | None = None
 
@@ -149,35 +150,55 @@ class Conversation:
             each.close(failure)
 
     def _answers(self, name: str, each: _Open) -> Iterator[pb.ExplainStreamResponse]:
-        """Yield the messages that are due to one id, and forget it after its last one."""
+        """Yield the messages that are due to one id.
+
+        The id is forgotten before its last message is sent, so that the client may use it again as soon
+        as it has read that.
+        """
         try:
             if each.failure is not None:
                 raise each.failure
             for message in each.session.messages():
+                if each.session.ended:
+                    self._settle(name, each)
                 yield _response(name, message)
-            error = None
-        except VitrailError as caught:
-            error = caught
-            yield pb.ExplainStreamResponse(id=name, error=to_status(caught))
-        if error is not None or each.session.ended:
-            self._open.pop(name, None)
-            each.close(error)
+        except Exception as error:
+            failure = logged(error, "an explanation of a stream")
+            self._settle(name, each, failure)
+            yield pb.ExplainStreamResponse(id=name, error=status_of(failure))
+
+    def _settle(self, name: str, each: _Open, failure: VitrailError | None = None) -> None:
+        del self._open[name]
+        each.close(failure)
+        self._settled.set()
 
     async def _listen(self, requests: AsyncIterator[pb.ExplainStreamRequest]) -> None:
         try:
             async for request in requests:
                 self._take(request)
-        except VitrailError as error:
-            self._broken = error
+                # Refusals that nobody has read must not pile up: who floods the stream has to wait.
+                while len(self._open) >= 2 * self._limits.open:
+                    self._settled.clear()
+                    await self._settled.wait()
+        except Exception as error:
+            self._broken = logged(error, "a stream")
+        else:
+            self._end_uploads()
         self._listening = False
-        for each in self._open.values():
-            if each.upload is not None:
-                each.failure = InvalidArgument(
-                    f"the stream was closed after {each.upload.received} of {each.upload.size} announced "
-                    "bytes",
-                    field="start.upload_bytes",
-                )
         self._changed.set()
+
+    def _end_uploads(self) -> None:
+        """Fail the uploads that are not complete, now that no more pieces will come."""
+        for name, each in self._open.items():
+            if each.upload is not None:
+                self._fail(
+                    name,
+                    InvalidArgument(
+                        f"the stream was closed after {each.upload.received} of {each.upload.size} announced "
+                        "bytes",
+                        field="start.upload_bytes",
+                    ),
+                )
 
     def _take(self, request: pb.ExplainStreamRequest) -> None:
         """Do what one message says; what is wrong with one id is told to that id."""
@@ -200,10 +221,6 @@ class Conversation:
         if name in self._open:
             raise InvalidArgument(
                 f"id {name!r} is open already; an id may be used again once it is answered", field="id"
-            )
-        if len(self._open) >= 2 * self._limits.open:
-            raise ResourceExhausted(
-                f"{len(self._open)} ids wait for their answers on this stream; read them before sending more"
             )
         each = self._open[name] = _Open(Session(self._engine, self._caller, self._changed.set))
         if len(self._open) > self._limits.open:
@@ -270,8 +287,8 @@ class Conversation:
         async def start() -> None:
             try:
                 await each.session.start(spec)
-            except VitrailError as error:
-                each.failure = error
+            except Exception as error:
+                each.failure = logged(error, "an explanation of a stream")
                 self._changed.set()
 
         each.starting = asyncio.create_task(start())

@@ -7,12 +7,12 @@ stops its own rpc only, and a call that ends, however it ends, closes its sessio
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from vitrail.errors import VitrailError
 from vitrail.v1 import explanation_pb2 as pb
 from vitrail.v1.explanation_pb2_grpc import ExplanationServiceServicer
-from vitrail_server.rpc.codec import MAX_VALUES_BYTES
-from vitrail_server.rpc.context import Context, caller_of, why_cancelled, write
+from vitrail_server.rpc.codec import MAX_MESSAGE_BYTES
+from vitrail_server.rpc.context import Context, caller_of, write
 from vitrail_server.rpc.conversation import Conversation, StreamLimits
+from vitrail_server.rpc.refusals import told
 from vitrail_server.rpc.session import Engine, Message, Session, WholeMap
 
 
@@ -36,7 +36,7 @@ class ExplanationService(ExplanationServiceServicer):
         async def take(message: Message) -> None:
             whole.take(message)
 
-        await self._explain(request.spec, context, take, max_map_bytes=MAX_VALUES_BYTES)
+        await self._explain(request.spec, context, take, max_map_bytes=MAX_MESSAGE_BYTES)
         return whole.response()
 
     async def ExplainTiles(  # type: ignore[override]  # noqa: N802 - the rpc's name
@@ -60,11 +60,8 @@ class ExplanationService(ExplanationServiceServicer):
 
         try:
             await conversation.hold(request_iterator, send)
-        except asyncio.CancelledError:
-            conversation.close(why_cancelled(context))
-            raise
-        except VitrailError as error:
-            conversation.close(error)
+        except BaseException as error:
+            conversation.close(told(error, context))
             raise
 
     async def _explain(
@@ -84,14 +81,10 @@ class ExplanationService(ExplanationServiceServicer):
                 changed.clear()
                 for message in session.messages():
                     await take(message)
-        except asyncio.CancelledError:
-            session.close(why_cancelled(context))
+        except BaseException as error:
+            session.close(told(error, context))
             raise
-        except VitrailError as error:
-            session.close(error)
-            raise
-        finally:
-            session.close()
+        session.close()
 
 
 def _response(message: Message) -> pb.ExplainTilesResponse:

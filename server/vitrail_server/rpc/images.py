@@ -1,11 +1,14 @@
 """Encoded images: decoded, resized and scaled as the model's configuration says."""
 
 import io
+import struct
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.Image import Transpose
 
 from vitrail.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from vitrail_server.servable import Description
@@ -14,6 +17,37 @@ FIELD = "spec.image.encoded"
 FORMATS = ("JPEG", "PNG")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's mode for each number of channels that an encoded image can have."""
+
+MAX_SIDE = 65535
+"""The most pixels along a side: what a JPEG can have."""
+
+START_OF_SCAN = b"\xff\xda"
+MAX_SCANS = 100
+"""The most scans of a JPEG, each of which goes over the whole image; a progressive one has about ten."""
+
+ORIENTATIONS = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+"""What brings an image upright, by its orientation tag (Exif 2.3, section 4.6.4); 1 is upright."""
+
+DAMAGE = (
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+"""What Pillow's readers raise for files that are not what they seem to be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +82,10 @@ def decode(
             field=FIELD,
         )
     try:
-        picture = _opened(encoded, max_pixels)
-        picture = ImageOps.exif_transpose(picture)
+        picture = _upright(_opened(encoded, max_pixels))
         grey16 = picture.mode.startswith("I")
         picture = picture.convert("F" if grey16 else mode)
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except DAMAGE as error:
         raise InvalidArgument(
             f"{FIELD} is damaged: {str(error).partition(chr(10))[0][:200]}", field=FIELD
         ) from error
@@ -78,8 +111,11 @@ def source_box(height: int, width: int, size: tuple[int, int], *, crop: bool) ->
     """
     if not crop:
         return SourceBox(0.0, 0.0, float(height), float(width))
-    scale = min(height / size[0], width / size[1])
-    tall, wide = size[0] * scale, size[1] * scale
+    # One side is taken whole and the other is one rounded quotient, so that rounding never leads out.
+    if height * size[1] <= width * size[0]:
+        tall, wide = float(height), height * size[1] / size[0]
+    else:
+        tall, wide = width * size[0] / size[1], float(width)
     return SourceBox((height - tall) / 2, (width - wide) / 2, tall, wide)
 
 
@@ -95,14 +131,26 @@ def _opened(encoded: bytes, max_pixels: int) -> Image.Image:
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(str(error), max_pixels) from error
-    if picture.width * picture.height > max_pixels:
+    if picture.width * picture.height > max_pixels or max(picture.size) > MAX_SIDE:
         raise _too_large(f"{picture.width} x {picture.height} pixels", max_pixels)
+    if picture.format != "PNG" and encoded.count(START_OF_SCAN) > MAX_SCANS:
+        raise ResourceExhausted(
+            f"{FIELD} has more than {MAX_SCANS} scans, which take very long to decode: save it again",
+            field=FIELD,
+        )
     return picture
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """Return the picture as its orientation tag says that it is to be seen."""
+    method = ORIENTATIONS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    return picture if method is None else picture.transpose(method)
 
 
 def _too_large(what: str, max_pixels: int) -> ResourceExhausted:
     return ResourceExhausted(
-        f"{FIELD} is too large ({what}); at most {max_pixels} pixels are decoded: send a smaller image",
+        f"{FIELD} is too large ({what}); at most {max_pixels} pixels are decoded, {MAX_SIDE} along a side: "
+        "send a smaller image",
         field=FIELD,
     )
 

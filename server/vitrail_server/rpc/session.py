@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vitrail.errors import Cancelled, DeadlineExceeded, ResourceExhausted, VitrailError
 from vitrail.v1 import explanation_pb2 as pb
-from vitrail_server.events import ExplanationEnded, ExplanationEvents
+from vitrail_server.events import ExplanationEnded, ExplanationEvents, Urgency
 from vitrail_server.explainers.question import Limits
 from vitrail_server.explainers.run import Run, Summary, Tile
 from vitrail_server.repository.manager import Manager
@@ -67,6 +67,11 @@ class Session:
         self._started: _Started | None = None
         self._description: Description | None = None
         self._method = ""
+        self._urgency: Urgency | None = None
+        self._decode_seconds: float | None = None
+        self._submitted: float | None = None
+        self._write_began: float | None = None
+        self._write_seconds: float | None = None
         self._plan: pb.Plan | None = None
         self._summary: Summary | None = None
         self._first_tile: float | None = None
@@ -96,11 +101,15 @@ class Session:
             description = self._description = handle.servable.description
             self._method = codec.method_of(spec)
             priority = spec.priority or DEFAULT_PRIORITY
+            self._urgency = _urgency_of(priority)
             budget = codec.seconds_of(spec.time_budget) if spec.HasField("time_budget") else None
+            began = time.monotonic()
             run, box = await engine.decoding.run(
                 codec.prepare, spec, description, engine.limits, engine.max_image_pixels
             )
             _check_map_size(run, max_map_bytes)
+            self._submitted = time.monotonic()
+            self._decode_seconds = self._submitted - began
             submission = engine.device.submit(
                 run,
                 handle.servable.program(run.kind, run.image_size),
@@ -120,10 +129,19 @@ class Session:
     def messages(self) -> Iterator[Message]:
         """Yield the messages that are due: the plan, tiles, at last the summary.
 
+        The reader writes each before it asks for the next, so that the time between is the writing's.
+
         Raises:
             VitrailError: the explanation failed; no more messages follow.
 
         """
+        for message in self._due():
+            self._write_began = time.monotonic()
+            yield message
+            self._write_ended()
+            self._tiles += isinstance(message, pb.Tile)
+
+    def _due(self) -> Iterator[Message]:
         if self._started is None or self.ended:
             return
         submission = self._started.submission
@@ -143,8 +161,9 @@ class Session:
         for tile in submission.tiles():
             yield from self._tile_messages(tile)
         if finished:
-            yield self._summary_message(submission)
+            summary = self._summary_message(submission)
             self.ended = True
+            yield summary
 
     def close(self, failure: VitrailError | None = None) -> None:
         """Drop what is not done and report the end; a second time does nothing.
@@ -166,7 +185,6 @@ class Session:
         for message in codec.tile_messages(tile):
             if self._first_tile is None:
                 self._first_tile = time.monotonic() - self._arrived
-            self._tiles += 1
             yield message
 
     def _summary_message(self, submission: Submission) -> pb.Summary:
@@ -183,8 +201,23 @@ class Session:
             total_seconds=time.monotonic() - self._arrived,
         )
 
+    def _write_ended(self) -> None:
+        if self._write_began is not None:
+            self._write_seconds = (self._write_seconds or 0.0) + time.monotonic() - self._write_began
+            self._write_began = None
+
+    def _queue_seconds(self) -> float | None:
+        """Return how long its rows waited for their first batch, in vain or not."""
+        if self._started is None or self._submitted is None:
+            return None
+        submission = self._started.submission
+        if not submission.device_seconds:
+            return time.monotonic() - self._submitted
+        return self._arrived + submission.queue_seconds - self._submitted
+
     def _account(self, failure: VitrailError | None) -> ExplanationEnded:
         """Return what the metrics learn of this explanation."""
+        self._write_ended()  # of a message that could not be written
         submission = self._started.submission if self._started else None
         summary = self._summary
         if summary is None and self._plan is not None and submission is not None:
@@ -195,11 +228,15 @@ class Session:
             model=self._description.name if self._description else "",
             version=self._description.version if self._description else 0,
             method=self._method,
+            urgency=self._urgency,
             outcome=failure.code.name.lower() if failure else "partial" if partial else "complete",
             seconds=time.monotonic() - self._arrived,
             first_tile_seconds=self._first_tile,
-            queue_seconds=submission.queue_seconds if submission else 0.0,
-            device_seconds=submission.device_seconds if submission else 0.0,
+            decode_seconds=self._decode_seconds,
+            queue_seconds=self._queue_seconds(),
+            device_seconds=(submission.device_seconds or None) if submission else None,
+            write_seconds=self._write_seconds,
+            execution=_execution_of(self._plan) if self._plan else "",
             announced=self._plan.evaluations if self._plan else 0,
             done=summary.done if summary else 0,
             skipped=summary.skipped if summary else 0,
@@ -236,6 +273,17 @@ class WholeMap:
         return pb.ExplainResponse(
             plan=self.plan, values=self.values.astype("<f4", copy=False).tobytes(), summary=self.summary
         )
+
+
+def _urgency_of(priority: int) -> Urgency:
+    if priority == DEFAULT_PRIORITY:
+        return "default"
+    return "urgent" if priority < DEFAULT_PRIORITY else "background"
+
+
+def _execution_of(plan: pb.Plan) -> str:
+    """Return how a plan's evaluations are computed, in lower case."""
+    return pb.Plan.Execution.Name(plan.execution).removeprefix("EXECUTION_").lower()
 
 
 def _check_map_size(run: Run, max_map_bytes: int | None) -> None:

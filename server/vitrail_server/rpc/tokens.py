@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
 
-from vitrail.errors import InvalidArgument, PermissionDenied, Unauthenticated
+from vitrail.errors import FailedPrecondition, InvalidArgument, PermissionDenied, Unauthenticated
 
 HEALTH = "/grpc.health.v1.Health/"
 EXPLANATIONS = "/vitrail.v1.ExplanationService/"
 METADATA_KEY = "authorization"
-SCHEME = "Bearer "
+SCHEME = "Bearer"
 
 
 class Role(IntEnum):
@@ -50,11 +50,11 @@ class Tokens:
             )
 
     def _role(self, given: str) -> Role:
-        if not given.startswith(SCHEME):
+        scheme, _, token = given.partition(" ")
+        if scheme.lower() != SCHEME.lower():
             raise Unauthenticated(
-                f"this server needs a token: send the metadata '{METADATA_KEY}: {SCHEME}TOKEN'"
+                f"this server needs a token: send the metadata '{METADATA_KEY}: {SCHEME} TOKEN'"
             )
-        token = given.removeprefix(SCHEME)
         # Every token is compared, in constant time each, so that timing tells nothing.
         matches = [
             role for known, role in self._roles.items() if hmac.compare_digest(known.encode(), token.encode())
@@ -69,11 +69,16 @@ def read_tokens(path: Path) -> Tokens:
 
     Raises:
         InvalidArgument: a line that is neither, an unknown role, or no token at all.
-        OSError: the file cannot be read.
+        FailedPrecondition: the file cannot be read.
 
     """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise FailedPrecondition(f"--token-file: {path} cannot be read ({reason})") from error
     roles: dict[str, Role] = {}
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(text.splitlines(), 1):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue

@@ -11,10 +11,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from vitrail.errors import Internal, ResourceExhausted, VitrailError
+from vitrail.errors import Internal, ResourceExhausted, Unavailable, VitrailError
 from vitrail_server.events import BatchExecuted, DeviceEvents
 from vitrail_server.explainers.run import Plan, Run, Summary, Tile
 from vitrail_server.runtime.lane import Lane
@@ -102,6 +102,7 @@ class Submission:
         """Take its rows of a batch back: computed (`outcome`), or to be done again (None)."""
         self._out -= 1
         entry = self._entry
+        entry.dry = False
         if entry.cancelled or entry.run.error:
             pass  # nobody asks for these rows any more
         elif outcome is None:
@@ -115,11 +116,16 @@ class Submission:
             self._absorb(part, outcome.results[id(part)])
         self._settle()
 
-    def failed(self, part: Part, error: VitrailError) -> None:
+    def failed(self, error: VitrailError) -> None:
         """End the Run: its rows of a batch could not be computed."""
         self._out -= 1
-        if not part.entry.cancelled:
-            part.entry.run.fail(error)
+        self.end(error)
+
+    def end(self, error: VitrailError) -> None:
+        """End the Run with `error`; rows of it that are still at the device are left out."""
+        if not self._entry.cancelled:
+            self._entry.run.fail(error)
+            self._entry.cancelled = True
         self._settle()
 
     def _absorb(self, part: Part, result: Result) -> None:
@@ -128,6 +134,7 @@ class Submission:
         except Exception:
             log.exception("a run could not absorb its results")
             self._entry.run.fail(Internal("the server could not turn the model's outputs into a map"))
+            self._entry.cancelled = True
 
     def _settle(self) -> None:
         run = self._entry.run
@@ -148,10 +155,23 @@ class _Outcome:
     """What the device's lane made of a batch."""
 
     began: float
-    seconds: float
-    rows: int
-    results: dict[int, Result]
-    """By id of the part; the parts of cancelled explanations are missing."""
+    seconds: float = 0.0
+    rows: int = 0
+    """Computed."""
+    dropped: int = 0
+    """Left out, because nobody wants them any more or their time is over."""
+    results: dict[int, Result] = field(default_factory=dict)
+    """By id of the part. Missing: what was left out, and everything if the batch was too large."""
+    out_of_memory: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Chore:
+    """A housekeeping call that another thread waits for."""
+
+    asked: float
+    run: Callable[[], None]
+    refuse: Callable[[], None]
 
 
 class Device:
@@ -163,8 +183,9 @@ class Device:
         self._lane = Lane("device")
         self._scheduler = Scheduler()
         self._submissions: dict[int, Submission] = {}
-        self._chores: deque[tuple[float, Callable[[], None]]] = deque()
+        self._chores: deque[_Chore] = deque()
         self._in_flight = 0
+        self._batches = 0
         self._loop = asyncio.get_running_loop()
         self._closed = False
 
@@ -196,6 +217,8 @@ class Device:
         submission = Submission(self, entry, held, on_change)
         self._submissions[id(entry)] = submission
         self._scheduler.add(entry)
+        if self._closed:
+            submission.end(_shutting_down())
         self.fill()
         return submission
 
@@ -213,7 +236,10 @@ class Device:
             except BaseException as error:  # noqa: BLE001 - it belongs to the thread that waits
                 done.set_exception(error)
 
-        self._loop.call_soon_threadsafe(self._add_chore, run, done)
+        def refuse() -> None:
+            done.set_exception(_shutting_down())
+
+        self._loop.call_soon_threadsafe(self._add_chore, run, refuse)
         return done.result()
 
     def withdraw(self, submission: Submission) -> None:
@@ -221,12 +247,13 @@ class Device:
         entry = submission._entry  # noqa: SLF001 - the two classes are one mechanism
         self._scheduler.remove(entry)
         self._submissions.pop(id(entry), None)
+        self._report_queue()
 
     def fill(self) -> None:
         """Keep the device busy: called whenever there may be work that it could not take before."""
         while self._in_flight < IN_FLIGHT and not self._closed:
             now = self._clock()
-            if self._chores and now - self._chores[0][0] > PATIENCE:
+            if self._chores and now - self._chores[0].asked >= PATIENCE:
                 self._dispatch_chore()
             elif batch := self._scheduler.next_batch(now):
                 self._dispatch(batch)
@@ -235,17 +262,23 @@ class Device:
             else:
                 break
         self._end_stopped()
+        self._report_queue()
 
     def close(self) -> None:
-        """Stop: the running batch ends, what waits is dropped."""
+        """Stop: the running batch ends, and whatever wanted more of the device ends with `Unavailable`."""
         self._closed = True
+        while self._chores:
+            self._chores.popleft().refuse()
         self._lane.close()
+        for submission in list(self._submissions.values()):
+            submission.end(_shutting_down())
 
     def _dispatch(self, batch: Batch) -> None:
         owners = [self._submissions[id(part.entry)] for part in batch.parts]
         for owner in owners:
             owner.dispatched()
         self._in_flight += 1
+        self._batches += 1
         future = self._lane.submit(self._execute, batch)
         future.add_done_callback(
             lambda done: self._loop.call_soon_threadsafe(self._completed, batch, owners, done)
@@ -253,68 +286,90 @@ class Device:
 
     def _execute(self, batch: Batch) -> _Outcome:
         """Compute a batch, without the rows that nobody wants any more. On the device's thread."""
-        began = self._clock()
-        parts = [part for part in batch.parts if not part.entry.cancelled]
-        if not parts:
-            return _Outcome(began, 0.0, 0, {})
-        results = batch.program.execute([part.work.rows for part in parts])
-        return _Outcome(
-            began,
-            self._clock() - began,
-            sum(len(part) for part in parts),
-            {id(part): result for part, result in zip(parts, results, strict=True)},
-        )
+        began, program = self._clock(), batch.program
+        parts = [part for part in batch.parts if not (part.entry.cancelled or part.entry.expired(began))]
+        rows = sum(len(part) for part in parts)
+        dropped = batch.rows - rows
+        if not rows or rows > program.batch_size:  # too large: the size was halved after it was assembled
+            return _Outcome(began, dropped=dropped)
+        try:
+            results = program.execute([part.work.rows for part in parts])
+        except OutOfMemory:
+            if not program.halve():
+                raise
+            log.warning("out of memory; batches of %d from now on", program.batch_size)
+            return _Outcome(began, self._clock() - began, dropped=dropped, out_of_memory=True)
+        by_part = {id(part): result for part, result in zip(parts, results, strict=True)}
+        return _Outcome(began, self._clock() - began, rows, dropped, by_part)
 
     def _completed(self, batch: Batch, owners: Sequence[Submission], done: Future[_Outcome]) -> None:
         self._in_flight -= 1
+        self._batches -= 1
+        error = None if done.cancelled() else done.exception()
         if done.cancelled():
-            return
-        error = done.exception()
-        if error is None:
-            outcome = done.result()
-            self._scheduler.settle(batch, outcome.seconds)
-            if outcome.rows:
-                self._events.batch_executed(
-                    BatchExecuted(batch.program.kind, outcome.rows, batch.program.batch_size, outcome.seconds)
-                )
-            for part, owner in zip(batch.parts, owners, strict=True):
-                owner.returned(part, outcome if id(part) in outcome.results else None)
-        elif isinstance(error, OutOfMemory) and batch.program.halve():
-            log.warning("out of memory; batches of %d from now on", batch.program.batch_size)
             self._again(batch, owners)
-        elif len(batch.parts) > 1:
-            # One image may have made the whole batch fail: from now on each fails for itself only.
-            for part in batch.parts:
-                part.entry.alone = True
-            self._again(batch, owners)
+        elif error is None:
+            self._take_in(batch, owners, done.result())
         else:
-            owners[0].failed(batch.parts[0], _refusal(error))
+            self._events.batch_failed(batch.program.kind, out_of_memory=isinstance(error, OutOfMemory))
+            if len(batch.parts) > 1:
+                # One image may have made the whole batch fail: from now on each fails for itself only.
+                for part in batch.parts:
+                    part.entry.alone = True
+                self._again(batch, owners)
+            else:
+                owners[0].failed(_refusal(error))
         self.fill()
+
+    def _take_in(self, batch: Batch, owners: Sequence[Submission], outcome: _Outcome) -> None:
+        kind, size = batch.program.kind, batch.program.batch_size
+        self._scheduler.settle(batch, outcome.seconds)
+        if outcome.rows:
+            self._events.batch_executed(BatchExecuted(kind, outcome.rows, size, outcome.seconds))
+        if outcome.dropped:
+            self._events.rows_dropped(kind, outcome.dropped)
+        if outcome.out_of_memory:
+            self._events.batch_failed(kind, out_of_memory=True)
+        for part, owner in zip(batch.parts, owners, strict=True):
+            owner.returned(part, outcome if id(part) in outcome.results else None)
 
     def _again(self, batch: Batch, owners: Sequence[Submission]) -> None:
         for part, owner in zip(batch.parts, owners, strict=True):
             owner.returned(part, None)
+
+    def _report_queue(self) -> None:
+        self._events.queue_changed(self._scheduler.waiting, self._batches)
 
     def _end_stopped(self) -> None:
         """Tell the owners of Runs that ended without a batch: their time budget was spent in the queue."""
         for submission in [each for each in self._submissions.values() if each.finished]:
             submission._settle()  # noqa: SLF001 - the two classes are one mechanism
 
-    def _add_chore(self, run: Callable[[], None], done: "Future[T]") -> None:
+    def _add_chore(self, run: Callable[[], None], refuse: Callable[[], None]) -> None:
         if self._closed:
-            done.set_exception(Internal("the server is shutting down"))
+            refuse()
             return
-        self._chores.append((self._clock(), run))
+        self._chores.append(_Chore(self._clock(), run, refuse))
         self.fill()
 
     def _dispatch_chore(self) -> None:
-        _, run = self._chores.popleft()
+        chore = self._chores.popleft()
         self._in_flight += 1
-        self._lane.submit(run).add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._chore_done))
+
+        def done(future: Future[None]) -> None:
+            if future.cancelled():
+                chore.refuse()
+            self._loop.call_soon_threadsafe(self._chore_done)
+
+        self._lane.submit(chore.run).add_done_callback(done)
 
     def _chore_done(self) -> None:
         self._in_flight -= 1
         self.fill()
+
+
+def _shutting_down() -> Unavailable:
+    return Unavailable("the server is shutting down; ask another one, or again later")
 
 
 def _refusal(error: BaseException) -> VitrailError:

@@ -5,17 +5,16 @@ that arrives takes part in the very next batch.
 
 Who goes first is decided in this order:
 
-1. Priority, 1 before 2. A Run that waits gains one level every `AGEING` seconds, so nobody starves.
-2. The caller that has had the least of the device so far, in seconds (start-time fair queueing: Goyal,
-   Vin and Cheng, SIGCOMM 1996). A caller that arrives starts level with whoever is served, neither
-   owed for its absence nor in debt; short work of a new caller therefore enters at the next batch.
-3. Among the Runs of one caller the same rule, then the order of arrival.
+1. Priority, 1 before 2. A priority whose Runs all wait gains one level every `AGEING` seconds, so a
+   stream of more urgent work starves nobody.
+2. Within a priority the callers take turns, by the seconds of the device that each has had (`_Turns`).
+3. The Runs of one caller take turns in the same way, and at last in the order of arrival.
 
 A batch is charged to its Runs when it is formed, by their share of its rows and the Program's measured
 seconds, and corrected when its real duration is known.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vitrail_server.explainers.run import Run, Work
@@ -26,6 +25,20 @@ AGEING = 1.0
 
 DEFAULT_PRIORITY = 100
 """The priority of a request that names none."""
+
+
+_Rank = tuple[int, float]
+_Place = tuple[int, int, _Rank, _Rank, float]
+
+
+@dataclass(slots=True, eq=False)
+class Turn:
+    """The place of one among its equals: of a caller among callers, of a Run among its caller's Runs."""
+
+    served: float = 0.0
+    """Seconds of the device that it was charged, on the scale of its equals' clock."""
+    fresh: bool = False
+    """It wants rows computed, and had none computed since it began to want."""
 
 
 @dataclass(slots=True, eq=False)
@@ -46,13 +59,14 @@ class Entry:
     """A batch with its rows failed: it shares no more batches, so that it can only fail alone."""
     cancelled: bool = False
     """Nobody wants it any more. Read on the device's thread too, where late is only wasteful."""
-    served: float = 0.0
-    """Seconds of the device charged to it, on its caller's scale."""
-    last_served: float = field(default=0.0)
-    """When it last got rows into a batch, or arrived."""
+    dry: bool = False
+    """It gave fewer rows than it was asked for: nothing waits until some of its rows come back."""
+    turn: Turn = field(default_factory=Turn)
+    """Its place among the Runs of its caller."""
 
-    def __post_init__(self) -> None:
-        self.last_served = self.arrived
+    def expired(self, now: float) -> bool:
+        """Whether a batch that begins `now` would end after the time budget."""
+        return self.ends is not None and now + self.program.seconds > self.ends
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,13 +95,73 @@ class Batch:
         return sum(len(part) for part in self.parts)
 
 
-@dataclass(slots=True)
-class _Caller:
-    served: float
-    """Seconds of the device, on the scheduler's virtual scale."""
+@dataclass(slots=True, eq=False)
+class _Turns:
+    """Fair queueing among equals (Demers, Keshav and Shenker, SIGCOMM 1989).
+
+    The clock says how many seconds each of the active ones should have had, so it advances by the
+    seconds computed over their number. Whoever begins to want (arrives, or goes on after a pause)
+    starts at the clock, neither owed for its absence nor in debt; whoever is ahead of the clock stays
+    active, and thereby known, until the clock has caught up, even if it has left.
+    """
+
     clock: float = 0.0
-    """The same among its own Runs: `served` of the one served last."""
-    entries: int = 0
+    active: set[Turn] = field(default_factory=set)
+
+    def want(self, turns: set[Turn]) -> None:
+        """Note who wants rows computed now."""
+        for turn in turns - self.active:
+            turn.served = max(turn.served, self.clock)
+            turn.fresh = True
+        self.active = turns | {turn for turn in self.active if turn.served > self.clock}
+
+    def rank(self, turn: Turn, batch: float) -> _Rank:
+        """Return the place of `turn` in the order, the lowest first; `batch` is the longest batch's seconds.
+
+        The first rows of somebody fresh come at once, but a stream of newcomers overtakes nobody by more
+        than a batch. Everybody else is served by who has had least.
+        """
+        if turn.served < self.clock - batch:
+            return 0, turn.served
+        return (1, 0.0) if turn.fresh else (2, turn.served)
+
+    def begin(self, turn: Turn) -> None:
+        """Let `turn` go first: nobody who wants has had less, so the clock is not behind it."""
+        self.clock = max(self.clock, turn.served)
+
+    def charge(self, turn: Turn, seconds: float) -> None:
+        """Charge `turn` for a part of a batch."""
+        turn.served += seconds
+        turn.fresh = False
+        self.clock += seconds / max(1, len(self.active))
+
+
+@dataclass(slots=True, eq=False)
+class _Caller:
+    turn: Turn = field(default_factory=Turn)
+    runs: _Turns = field(default_factory=_Turns)
+
+
+@dataclass(slots=True, eq=False)
+class _Priority:
+    waiting_since: float
+    """When it last got rows into a batch, or had none to give."""
+    turns: _Turns = field(default_factory=_Turns)
+    callers: dict[str, _Caller] = field(default_factory=dict)
+    """Those with Runs, and those that left ahead of the clock."""
+
+    def want(self, runs: Mapping[str, set[Turn]], now: float) -> None:
+        """Note which Runs of each caller want rows computed now, and forget who left and owes nothing."""
+        if not any(runs.values()):
+            self.waiting_since = now
+        for name, turns in runs.items():
+            self.callers[name].runs.want(turns)
+        self.turns.want({self.callers[name].turn for name, turns in runs.items() if turns})
+        self.callers = {
+            name: caller
+            for name, caller in self.callers.items()
+            if name in runs or caller.turn in self.turns.active
+        }
 
 
 class Scheduler:
@@ -95,32 +169,29 @@ class Scheduler:
 
     def __init__(self) -> None:
         self._entries: list[Entry] = []
-        self._callers: dict[str, _Caller] = {}
-        self._clock = 0.0
+        self._priorities: dict[int, _Priority] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
 
+    @property
+    def waiting(self) -> int:
+        """How many Runs have rows that wait for a place in a batch."""
+        return sum(self._ready(entry) and not entry.dry for entry in self._entries)
+
     def add(self, entry: Entry) -> None:
         """Take in a Run; it may be served from the next batch on."""
-        caller = self._callers.setdefault(entry.caller, _Caller(self._clock))
-        caller.served = max(caller.served, self._clock)
-        caller.entries += 1
-        entry.served = caller.clock
         self._entries.append(entry)
+        priority = self._priorities.setdefault(entry.priority, _Priority(entry.arrived))
+        priority.callers.setdefault(entry.caller, _Caller())
 
     def remove(self, entry: Entry) -> None:
         """Forget a Run that is finished, failed or cancelled; forgetting it twice does nothing."""
         if entry not in self._entries:
             return
         self._entries.remove(entry)
-        self._callers[entry.caller].entries -= 1
-        # What a caller got ahead of the others is remembered until they have caught up.
-        self._callers = {
-            name: caller
-            for name, caller in self._callers.items()
-            if caller.entries or caller.served > self._clock
-        }
+        if all(other.priority != entry.priority for other in self._entries):
+            del self._priorities[entry.priority]
 
     def next_batch(self, now: float) -> Batch | None:
         """Return the next batch, or None if no Run has rows to give.
@@ -128,13 +199,16 @@ class Scheduler:
         `now` is the time on the clock of `Entry.arrived`.
         """
         for entry in self._entries:
-            if entry.ends is not None and now + entry.program.seconds > entry.ends:
+            if entry.expired(now):
                 entry.run.stop()
-        order = sorted((entry for entry in self._entries if self._ready(entry)), key=self._rank(now))
+        ready = [entry for entry in self._entries if self._ready(entry)]
+        self._note_who_wants(ready, now)
+        order = sorted(ready, key=self._rank(ready, now))
         for position, entry in enumerate(order):
-            work = entry.run.take(entry.program.batch_size)
-            if isinstance(work, Work):
-                return self._filled(entry, work, order[position + 1 :], now)
+            size = entry.program.batch_size  # once: running out of memory may halve it meanwhile
+            work = _take(entry, size)
+            if work is not None:
+                return self._filled(entry, work, order[position + 1 :], size, now)
         return None
 
     def settle(self, batch: Batch, seconds: float) -> None:
@@ -142,40 +216,68 @@ class Scheduler:
         for part in batch.parts:
             self._charge(part.entry, seconds * len(part) / batch.rows - part.charged)
 
-    def _filled(self, first: Entry, work: Work, others: Iterable[Entry], now: float) -> Batch:
+    def _filled(self, first: Entry, work: Work, others: Iterable[Entry], size: int, now: float) -> Batch:
         program = first.program
         chosen = [(first, work)]
-        free = program.batch_size - len(work.tag)
+        free = size - len(work.tag)
         for entry in others:
             if free <= 0 or first.alone:
                 break
             if entry.program is program and not entry.alone:
-                more = entry.run.take(free)
-                if isinstance(more, Work):
+                more = _take(entry, free)
+                if more is not None:
                     chosen.append((entry, more))
                     free -= len(more.tag)
-        self._clock = max(self._clock, self._callers[first.caller].served)
-        rows = program.batch_size - free
+        caller = self._priorities[first.priority].callers[first.caller]
+        caller.runs.begin(first.turn)
+        self._priorities[first.priority].turns.begin(caller.turn)
         parts = []
-        for entry, rows_of_it in chosen:
-            charged = program.seconds * len(rows_of_it.tag) / rows
-            self._callers[entry.caller].clock = max(self._callers[entry.caller].clock, entry.served)
+        for entry, rows in chosen:
+            charged = program.seconds * len(rows.tag) / (size - free)
             self._charge(entry, charged)
-            entry.last_served = now
-            parts.append(Part(entry, rows_of_it, charged))
+            self._priorities[entry.priority].waiting_since = now
+            parts.append(Part(entry, rows, charged))
         return Batch(program, tuple(parts))
 
     def _charge(self, entry: Entry, seconds: float) -> None:
-        entry.served += seconds
-        if entry.caller in self._callers:
-            self._callers[entry.caller].served += seconds
+        priority = self._priorities.get(entry.priority)
+        caller = priority.callers.get(entry.caller) if priority else None
+        if priority and caller:
+            caller.runs.charge(entry.turn, seconds)
+            priority.turns.charge(caller.turn, seconds)
 
     def _ready(self, entry: Entry) -> bool:
         return not (entry.paused or entry.cancelled or entry.run.finished)
 
-    def _rank(self, now: float) -> Callable[[Entry], tuple[int, float, float, float]]:
-        def rank(entry: Entry) -> tuple[int, float, float, float]:
-            level = entry.priority - int((now - entry.last_served) / AGEING)
-            return level, self._callers[entry.caller].served, entry.served, entry.arrived
+    def _note_who_wants(self, ready: Sequence[Entry], now: float) -> None:
+        wanting: dict[int, dict[str, set[Turn]]] = {number: {} for number in self._priorities}
+        for entry in self._entries:
+            wanting[entry.priority].setdefault(entry.caller, set())
+        for entry in ready:
+            wanting[entry.priority][entry.caller].add(entry.turn)
+        for number, callers in wanting.items():
+            self._priorities[number].want(callers, now)
+
+    def _rank(self, ready: Sequence[Entry], now: float) -> Callable[[Entry], _Place]:
+        longest = max((entry.program.seconds for entry in ready), default=0.0)
+
+        def rank(entry: Entry) -> _Place:
+            priority = self._priorities[entry.priority]
+            caller = priority.callers[entry.caller]
+            return (
+                entry.priority - int((now - priority.waiting_since) / AGEING),
+                entry.priority,
+                priority.turns.rank(caller.turn, longest),
+                caller.runs.rank(entry.turn, longest),
+                entry.arrived,
+            )
 
         return rank
+
+
+def _take(entry: Entry, rows: int) -> Work | None:
+    """Take at most `rows` rows from a Run; None if it has none to give."""
+    work = entry.run.take(rows)
+    found = work if isinstance(work, Work) else None
+    entry.dry = found is None or len(found.tag) < rows
+    return found

@@ -7,9 +7,9 @@ a second copy of the weights and, while it is being made, several more: hence th
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from vitrail_server.repository.wording import reason_of
 from vitrail_server.savedmodel.functions import Forward
 from vitrail_server.savedmodel.probe import Behaviour, Run, Sample, answers, same
+from vitrail_server.wording import reason_of
 
 LARGEST_WEIGHTS = 256 * 2**20
 """Bytes. Freezing 553 MB of weights peaked at 12 GB."""
@@ -31,11 +31,11 @@ def freeze(
         return forward, "the model answers differently every time, so nothing can be compared with it"
     try:
         concrete = convert_variables_to_constants_v2(forward.concrete, lower_control_flow=False)
-        # Tables, unlike variables, do not become constants and still belong to what was loaded.
-        keep = forward.keep if concrete.captured_inputs else None
-        frozen = Forward(concrete, forward.inputs, forward.outputs, keep)
     except Exception as error:  # noqa: BLE001 - whatever it is, the variables still work
         return forward, f"TensorFlow cannot freeze the graph: {reason_of(error)}"
+    if len(concrete.inputs) != len(forward.inputs):
+        return forward, "the frozen graph has other inputs: a table, for example, cannot become a constant"
+    frozen = Forward(concrete, forward.inputs, forward.outputs, keep=None)
     expected = answers(forward, behaviour.elements, sample, behaviour.trial, run)
     try:
         found = answers(frozen, behaviour.elements, sample, behaviour.trial, run)

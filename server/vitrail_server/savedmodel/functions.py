@@ -13,15 +13,18 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from vitrail_server.repository.wording import reason_of
 from vitrail_server.savedmodel.programs import Derivatives
 from vitrail_server.savedmodel.rows import Arrays
 from vitrail_server.savedmodel.signature import Exported
 from vitrail_server.servable import DTYPES
+from vitrail_server.wording import reason_of
 from vitrail_server.work import Objective, OutOfMemory
 
 Tensor: TypeAlias = Any
 """A tf.Tensor; TensorFlow carries no types."""
+
+FLOATS = frozenset({"FP16", "BF16", "FP32", "FP64"})
+"""The datatypes that have a gradient."""
 
 SMALLEST = np.finfo(np.float32).tiny
 """Stands for a probability of 0 in CROSS_ENTROPY, as in `explainers.objectives`."""
@@ -38,7 +41,7 @@ class Forward:
         """TensorFlow's function: takes the inputs and returns the outputs, both as lists in this order."""
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
-        self.keep = keep
+        self._keep = keep
 
     def __call__(self, arrays: Arrays, wanted: Collection[str]) -> dict[str, NDArray[np.generic]]:
         """Return the wanted outputs by name, as the model gives them.
@@ -109,7 +112,8 @@ def trace_gradient(exported: Exported, image_input: str, outputs: Sequence[str])
     """Trace outputs and gradients of the signature.
 
     On the signature and not on a frozen graph, which has lost the custom gradients. `outputs` are those
-    with a row per image; at least one of them must be floating point.
+    with a row per image; at least one of them must be floating point. One backward pass serves them all:
+    a row is differentiated through the outputs that it does not ask for as well, with a slope of 0.
 
     Raises:
         Disconnected: no gradient reaches the image.
@@ -143,10 +147,6 @@ def trace_gradient(exported: Exported, image_input: str, outputs: Sequence[str])
     rows = [tf.TensorSpec((batch,), dtype) for dtype in (tf.int32, tf.int32, tf.int32, tf.float32)]
     concrete = tf.function(explain, autograph=False).get_concrete_function(*rows, *specs)
     return Gradient(concrete, inputs, outputs, differentiable, keep=exported.root)
-
-
-FLOATS = frozenset({"FP16", "BF16", "FP32", "FP64"})
-"""The datatypes that have a gradient."""
 
 
 def _flattened(output: Tensor) -> Tensor:

@@ -5,24 +5,16 @@ batch at a time, so that the device can serve others in between.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from vitrail.errors import FailedPrecondition
 from vitrail_server.savedmodel.freeze import freeze
-from vitrail_server.savedmodel.functions import Forward, trace_forward
+from vitrail_server.savedmodel.functions import trace_forward
 from vitrail_server.savedmodel.graph import SIGMOID, SOFTMAX, Graph
 from vitrail_server.savedmodel.memory import release_memory
-from vitrail_server.savedmodel.probe import (
-    Behaviour,
-    Run,
-    Sample,
-    answers,
-    elements_of,
-    find_gradient,
-    observe,
-)
+from vitrail_server.savedmodel.probe import Run, Sample, common_elements, find_gradient, observe
 from vitrail_server.savedmodel.programs import Differentiate, Occlude
 from vitrail_server.savedmodel.signature import batch_size_of, per_image_outputs, read, row_layout
 from vitrail_server.savedmodel.warm import Bench
@@ -63,14 +55,15 @@ class SavedModelLoader:
         name: str,
         version: int,
         path: Path,
-        complete: Callable[[Signature], ModelSettings],
+        complete: Callable[[Signature], tuple[Signature, ModelSettings]],
         run: Run,
     ) -> Servable:
         """Return the version whose SavedModel is at `path`, ready to serve.
 
-        `complete` gives the settings that fit the signature; it must have chosen an image input of the
-        shape (batch, height, width, channels), and the sizes where these are free. `run` executes a call
-        on the device's thread at the lowest priority and returns its result.
+        `complete` gives the part of the signature that is served and the settings that fit it; it must
+        have chosen an image input of the shape (batch, height, width, channels), and the sizes where
+        these are free. `run` executes a call on the device's thread at the lowest priority and returns
+        its result.
 
         Raises:
             FailedPrecondition: the model cannot be served; the message says why and what would work.
@@ -78,15 +71,16 @@ class SavedModelLoader:
 
         """
         exported = read(path)
-        signature, settings = exported.signature, complete(exported.signature)
+        signature, settings = complete(exported.signature)
+        # The task and the rest are filled in when they are known.
         known = Description(name, version, signature, settings, "REGRESSION", frozenset(), {}, Capabilities())
         samples = _samples(known)
-        sample = next(iter(samples.values()))
+        sample, *others = samples.values()
 
         forward = trace_forward(exported, per_image_outputs(signature))
         graph = Graph(forward.concrete)
         behaviour = observe(forward, batch_size_of(signature), sample, run)
-        elements = _elements(forward, behaviour, samples.values(), run)
+        elements = common_elements(forward, behaviour, others, run)
         forward, frozen_reason = freeze(forward, exported.weights, behaviour, sample, run)
         gradient, gradient_reason = find_gradient(exported, tuple(elements), behaviour, sample, run)
 
@@ -159,19 +153,6 @@ def _samples(known: Description) -> dict[ImageSize, Sample]:
             row_layout(known.signature, known.settings.image_input, size), known.settings.image_range, count
         )
         for size in known.image_sizes
-    }
-
-
-def _elements(forward: Forward, behaviour: Behaviour, samples: Iterable[Sample], run: Run) -> dict[str, int]:
-    """Return the elements per image of the outputs that have as many whatever the image's size."""
-    per_size = [
-        elements_of(answers(forward, behaviour.elements, sample, behaviour.trial, run), len(behaviour.trial))
-        for sample in samples
-    ]
-    return {
-        name: elements
-        for name, elements in behaviour.elements.items()
-        if all(other.get(name) == elements for other in per_size)
     }
 
 

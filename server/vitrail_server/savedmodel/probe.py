@@ -4,7 +4,7 @@ Every execution goes through `run`, one batch at a time; tracing happens on the 
 found is told to callers before they pay for it, so a reason says what is missing and what would work.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -13,12 +13,12 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from vitrail.errors import FailedPrecondition
-from vitrail_server.repository.wording import listed, quoted, reason_of
 from vitrail_server.savedmodel.functions import FLOATS, Disconnected, Forward, Gradient, trace_gradient
 from vitrail_server.savedmodel.programs import Differentiate, ForwardFunction
 from vitrail_server.savedmodel.rows import NOTHING_HIDDEN, RowBuffer, RowLayout
 from vitrail_server.savedmodel.signature import Exported
 from vitrail_server.servable import Signature
+from vitrail_server.wording import listed, quoted, reason_of
 from vitrail_server.work import GradientRows, Kind, Objective, OccludeRows, Rows, Subject
 
 T = TypeVar("T")
@@ -111,7 +111,7 @@ def observe(forward: Forward, fixed: int | None, sample: Sample, run: Run) -> Be
     except tf.errors.OpError as error:
         if len(trial) > 1 and not fixed:
             return observe(forward, 1, sample, run)
-        raise FailedPrecondition(f"the model fails on a random image: {reason_of(error)}") from error
+        raise _refusal(sample, error) from error
     elements = elements_of(first, len(trial))
     if not elements:
         raise FailedPrecondition(
@@ -123,6 +123,31 @@ def observe(forward: Forward, fixed: int | None, sample: Sample, run: Run) -> Be
         repeated = answers(forward, elements, sample, (0,) * len(trial), run)
         batch_dependent = not same(_first_rows(first), _first_rows(repeated))
     return Behaviour(elements, fixed, batch_dependent, non_deterministic, trial)
+
+
+def common_elements(
+    forward: Forward, behaviour: Behaviour, others: Iterable[Sample], run: Run
+) -> Mapping[str, int]:
+    """Return the elements per image of the outputs that have as many for images of the other sizes.
+
+    Raises:
+        FailedPrecondition: the model does not run on one of the sizes, or no output is left.
+
+    """
+    common = behaviour.elements
+    for sample in others:
+        try:
+            found = answers(forward, list(common), sample, behaviour.trial, run)
+        except tf.errors.OpError as error:
+            raise _refusal(sample, error) from error
+        there = elements_of(found, len(behaviour.trial))
+        common = {name: count for name, count in common.items() if there.get(name) == count}
+    if not common:
+        raise FailedPrecondition(
+            "every output has another number of elements for another image size; serve one size only: list "
+            "it alone in vitrail.image_sizes"
+        )
+    return common
 
 
 def answers(
@@ -217,6 +242,11 @@ def _integer_reason(signature: Signature, image_input: str, outputs: Sequence[st
             "the scores as well"
         )
     return ""
+
+
+def _refusal(sample: Sample, error: tf.errors.OpError) -> FailedPrecondition:
+    height, width, _ = sample.layout.image.shape
+    return FailedPrecondition(f"the model fails on a random image of {height}x{width}: {reason_of(error)}")
 
 
 def _first_rows(answers: Answers) -> Answers:

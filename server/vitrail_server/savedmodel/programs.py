@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrail.errors import FailedPrecondition
-from vitrail_server.repository.wording import listed, quoted
 from vitrail_server.savedmodel.rows import NOTHING_HIDDEN, Arrays, RowBuffer, RowLayout, Window
+from vitrail_server.wording import listed, quoted
 from vitrail_server.work import GradientRows, Kind, OccludeRows, Result, Rows
 
 NEWEST = 0.2

@@ -12,9 +12,9 @@ from typing import Any
 import tensorflow as tf
 
 from vitrail.errors import FailedPrecondition
-from vitrail_server.repository.wording import listed, quoted, reason_of, shape_text
 from vitrail_server.savedmodel.rows import InputLayout, RowLayout
 from vitrail_server.servable import DTYPES, ImageSize, Signature, TensorSpec
+from vitrail_server.wording import listed, quoted, reason_of, shape_text
 
 PREFERRED = "serving_default"
 """The signature served where there are several."""

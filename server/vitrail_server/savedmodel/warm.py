@@ -17,7 +17,7 @@ from vitrail_server.savedmodel.measure import (
 )
 from vitrail_server.savedmodel.probe import Run, Sample, example_rows
 from vitrail_server.savedmodel.programs import BatchProgram, Computation
-from vitrail_server.work import Kind, Rows
+from vitrail_server.work import Kind, Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,28 +45,42 @@ class Bench:
         """
         programs: dict[int, BatchProgram] = {}
 
-        def execute(size: int) -> float:
+        def compute(size: int) -> Result:
             if size not in programs:
                 fixed = self.fixed_batch_size is not None
                 programs[size] = BatchProgram(computation, sample.layout, size, fixed=fixed, clock=self.clock)
             rows = example_rows(computation.kind, sample.subjects[0], output, size)
-            return self.run(lambda: self._timed(programs[size], rows))
+            return programs[size].execute([rows])[0]
 
-        chosen = self._chosen(execute, computation.kind, sample)
+        def execute(size: int) -> float:
+            return self.run(lambda: self._timed(lambda: compute(size)))
+
+        def alike(size: int) -> bool:
+            return rows_alike(self.run(lambda: compute(size)))
+
+        chosen = self._chosen(execute, alike, computation.kind, sample)
         program = programs[chosen.batch_size]
         program.seconds = chosen.seconds
         return program
 
-    def _chosen(self, execute: Callable[[int], float], kind: Kind, sample: Sample) -> Measured:
+    def _chosen(
+        self, execute: Callable[[int], float], alike: Callable[[int], bool], kind: Kind, sample: Sample
+    ) -> Measured:
         if size := self.fixed_batch_size:
             return Measured(size, fastest(lambda: execute(size)))
         affordable = self.batch_bytes // row_bytes(kind, sample.layout.nbytes, self.activations)
         largest = min(self.max_batch_size or LARGEST_BATCH, max(1, affordable))
         return choose_batch_size(
-            execute, largest=largest, time_slice=self.time_slice, tolerance=TOLERANCE[kind]
+            execute, alike, largest=largest, time_slice=self.time_slice, tolerance=TOLERANCE[kind]
         )
 
-    def _timed(self, program: BatchProgram, rows: Rows) -> float:
+    def _timed(self, compute: Callable[[], object]) -> float:
         began = self.clock()
-        program.execute([rows])
+        compute()
         return self.clock() - began
+
+
+def rows_alike(result: Result) -> bool:
+    """Return whether all rows of a result have the same bits; the batch was the same row all along."""
+    arrays = [result.outputs] if result.gradients is None else [result.outputs, result.gradients]
+    return all(row.tobytes() == array[0].tobytes() for array in arrays for row in array)

@@ -1,7 +1,7 @@
 import pytest
 
 from vitrail.errors import FailedPrecondition
-from vitrail_server.repository.wording import listed, quoted, reason_of, shape_text, shortened
+from vitrail_server.wording import listed, quoted, reason_of, shape_text, shortened
 
 
 @pytest.mark.parametrize(

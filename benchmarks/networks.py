@@ -1,0 +1,163 @@
+"""The raw side's TensorFlow: a SavedModel's graph called as directly as TensorFlow allows.
+
+Imported only in the raw side's process. What is timed here is the limit that the server is held against,
+so it is written without the server's code: nothing is prepared, padded, copied or checked while the clock
+runs.
+"""
+
+import shutil
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeAlias
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+from benchmarks.models import CONFIG, Form
+from benchmarks.timing import Cost, Stopwatch
+
+Tensor: TypeAlias = Any
+"""A tf.Tensor; TensorFlow carries no types."""
+
+SEED = 2024
+OUTPUT = "probabilities"
+GRAY = 0.5
+"""What the notebook's loop hides with, in the middle of the models' range."""
+
+
+def use_one_thread() -> None:
+    """Let TensorFlow compute with one thread; before anything is computed."""
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+
+
+def build(application: str) -> keras.Model:
+    """Return a Keras application with random weights, the same ones every time."""
+    keras.utils.set_random_seed(SEED)
+    network: keras.Model = getattr(keras.applications, application)(weights=None)
+    return network
+
+
+def write(network: keras.Model, directory: Path) -> None:
+    """Write version 1 of a model in repository layout, whole or not at all."""
+    module = tf.Module()
+    module.weights = [variable.value for variable in network.variables]
+    image = tf.TensorSpec(network.input_shape, tf.float32, name="image")
+    module.predict = tf.function(
+        lambda image: {OUTPUT: network(image, training=False)}, input_signature=[image], autograph=False
+    )
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".building-", dir=directory.parent) as building:
+        built = Path(building, directory.name)
+        tf.saved_model.save(
+            module, str(built / "1" / "model.savedmodel"), signatures={"serving_default": module.predict}
+        )
+        (built / "config.pbtxt").write_text(CONFIG.format(name=directory.name), "utf-8")
+        shutil.rmtree(directory, ignore_errors=True)
+        built.rename(directory)
+
+
+class Network:
+    """One SavedModel with one image input and one output, in every form that is timed.
+
+    `application` is the Keras application that it was made of. Empty: another network, which Keras then
+    knows as a layer made of the SavedModel.
+    """
+
+    def __init__(self, saved_model: Path, application: str) -> None:
+        self._root = tf.saved_model.load(str(saved_model))
+        signature = self._root.signatures["serving_default"]
+        [(self._input, spec)] = signature.structured_input_signature[1].items()
+        [self._output] = signature.structured_outputs
+        self.image_shape: tuple[int, int, int] = tuple(spec.shape[1:])
+        frozen = convert_variables_to_constants_v2(signature, lower_control_flow=False)
+        # A frozen function that is called by itself formats its arguments for an error message first.
+        self._forwards: dict[Form, Callable[[Tensor], Tensor]] = {
+            "frozen": self._compiled(lambda images: frozen(images)[0]),
+            "signature": self._compiled(lambda images: self._answers(signature, images)),
+        }
+        self._gradient = self._compiled(lambda images: self._slopes(signature, images))
+        self._application, self._saved_model = application, saved_model
+        self._random = np.random.default_rng(SEED)
+        self._warm: set[tuple[str, int]] = set()
+
+    def forward(self, form: Form, batch: int, seconds: float) -> Cost:
+        """Return the cost of one image's forward in batches, over at least so many seconds."""
+        images, call = self._images(batch), self._forwards[form]
+        return self._cost(lambda: call(images).numpy(), (form, batch), seconds)
+
+    def gradient(self, batch: int, seconds: float) -> Cost:
+        """Return the cost of one image's forward and backward in batches, over at least so many seconds."""
+        images = self._images(batch)
+        return self._cost(lambda: self._gradient(images).numpy(), ("gradient", batch), seconds)
+
+    def predict_windows(self, image: NDArray[np.float32], patch: int, windows: int) -> Cost:
+        """Return the cost of one window of the notebook's loop, over so many randomly chosen windows.
+
+        One `model.predict` for each window, on a copy of the image with a gray patch, as people write it.
+        """
+        height, width, _ = image.shape
+        grid = -(-height // patch), -(-width // patch)
+        self._predict(image)
+        with Stopwatch() as watch:
+            for top, left in (self._random.integers(0, grid, (windows, 2)) * patch).tolist():
+                occluded = image.copy()
+                occluded[top : top + patch, left : left + patch] = GRAY
+                self._predict(occluded)
+        return watch.per(windows)
+
+    def answer(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the Keras model's output for one image, flattened."""
+        return self._predict(image).reshape(-1)
+
+    def _predict(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        answers = self._keras.predict(image[None], verbose=0)
+        answer: NDArray[np.float32] = answers[self._output] if isinstance(answers, dict) else answers
+        return answer
+
+    def _answers(self, signature: Callable[..., dict[str, Tensor]], images: Tensor) -> Tensor:
+        return signature(**{self._input: images})[self._output]
+
+    def _slopes(self, signature: Callable[..., dict[str, Tensor]], images: Tensor) -> Tensor:
+        """Return the derivative of each image's highest output by the image."""
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(images)
+            answers = self._answers(signature, images)
+            highest = tf.reduce_max(tf.reshape(answers, (tf.shape(answers)[0], -1)), axis=1)
+        return tape.gradient(highest, images)
+
+    def _compiled(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """Trace a function of images, with the batch size left free."""
+        spec = tf.TensorSpec((None, *self.image_shape), tf.float32)
+        compiled: Callable[[Tensor], Tensor] = tf.function(function, autograph=False).get_concrete_function(
+            spec
+        )
+        return compiled
+
+    @cached_property
+    def _keras(self) -> keras.Model:
+        if self._application:
+            return build(self._application)
+        layer = keras.layers.TFSMLayer(str(self._saved_model), call_endpoint="serving_default")
+        image = keras.Input(self.image_shape, name=self._input)
+        return keras.Model(image, layer(image))
+
+    def _images(self, batch: int) -> Tensor:
+        return tf.constant(self._random.random((batch, *self.image_shape), np.float32))
+
+    def _cost(self, execute: Callable[[], object], what: tuple[str, int], seconds: float) -> Cost:
+        """Return the cost per image of calls with `what[1]` images; what is new is called once before."""
+        if what not in self._warm:
+            execute()
+            self._warm.add(what)
+        calls = 0
+        with Stopwatch() as watch:
+            while not calls or watch.seconds < seconds:
+                execute()
+                calls += 1
+        return watch.per(calls * what[1])

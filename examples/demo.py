@@ -181,11 +181,11 @@ def show_progress(explanation: vitrail.Explanation) -> None:
 
 
 def show_metrics(url: str) -> None:
-    """Print a few lines of what Prometheus sees."""
+    """Print a few lines of what Prometheus sees, without the zeros."""
     print(f"\nSome of {url}:")
     with urllib.request.urlopen(url) as response:  # noqa: S310 - our own server's address
         for line in response.read().decode().splitlines():
-            if line.startswith(SHOWN_METRICS):
+            if line.startswith(SHOWN_METRICS) and not line.endswith(" 0.0"):
                 print(f"  {line}")
 
 

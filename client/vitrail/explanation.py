@@ -32,9 +32,11 @@ class Target:
     """The output for the unperturbed image."""
     score: float
     """The objective for the unperturbed image."""
+    output_name: str
+    """The output that it is an element of."""
 
     def __str__(self) -> str:
-        return f"{self.label} ({self.index})" if self.label else f"output {self.index}"
+        return f"{self.label} ({self.index})" if self.label else f"{self.output_name}[{self.index}]"
 
 
 class Explanation:
@@ -59,7 +61,8 @@ class Explanation:
                 f"the server announced a map of shape {list(shape)}, which has no room here"
             ) from None
         self._targets = tuple(
-            Target(target.index, target.label, target.output, target.score) for target in plan.targets
+            Target(target.index, target.label, target.output, target.score, plan.output_name)
+            for target in plan.targets
         )
         self._method = _method_of(plan)
         self._summary: pb.Summary | None = None

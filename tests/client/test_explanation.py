@@ -67,7 +67,7 @@ def test_what_the_plan_says_is_at_hand() -> None:
     assert (explanation.model, explanation.model_version) == ("net", 3)
     assert explanation.method == Occlusion((1, 1), (1, 1), 0.5, "CLIP", "SIGNED", "PIXELS", "RASTER")
     assert [(target.index, target.label) for target in explanation.targets] == [(967, "espresso"), (968, "")]
-    assert [str(target) for target in explanation.targets] == ["espresso (967)", "output 968"]
+    assert [str(target) for target in explanation.targets] == ["espresso (967)", "probabilities[968]"]
     assert explanation.targets[0].output == pytest.approx(0.94)
     assert explanation.image == IMAGE
 

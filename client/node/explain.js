@@ -107,7 +107,7 @@ async function specification({ photo, model, method, patch, stride, topK, timeou
 
 function duration(seconds) {
   const whole = Math.floor(seconds);
-  return { seconds: whole, nanos: Math.round((seconds - whole) * 1e9) };
+  return { seconds: whole, nanos: Math.floor((seconds - whole) * 1e9) };
 }
 
 // The server keeps the time budget and returns what it has; the deadline is the hard end, for a server or a

@@ -14,13 +14,17 @@ from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-from vitrail.errors import BY_CODE, Code, Internal, VitrailError
+from vitrail.errors import BY_CODE, Code, Internal, Unavailable, VitrailError
 
 DOMAIN = "vitrail"
 """The domain of the reasons in google.rpc.ErrorInfo."""
 
 DETAILS_KEY = "grpc-status-details-bin"
 """The trailing metadata in which gRPC carries a serialised google.rpc.Status."""
+
+
+LOST_STATUS = "Internal error from Core"
+"""What grpc.aio says where the server ended a stream while the client was sending: the status is lost."""
 
 
 def to_status(error: VitrailError) -> Status:
@@ -58,6 +62,8 @@ def from_rpc_error(error: grpc.RpcError) -> VitrailError:
                 return from_status(Status.FromString(value))
             except DecodeError:
                 break
+    if error.code() is grpc.StatusCode.INTERNAL and error.details() == LOST_STATUS:
+        return Unavailable("the call ended while a message was being sent, and how is lost", retry_delay=0.0)
     # Vitrail did not answer at all. If gRPC says UNAVAILABLE, the server may be starting: try again.
     retry_delay = 0.0 if error.code() is grpc.StatusCode.UNAVAILABLE else None
     return _class_of(error.code().value[0])(error.details() or error.code().name, retry_delay=retry_delay)

@@ -106,7 +106,7 @@ async function specification(options: Explain): Promise<MessageInitShape<typeof 
             value: { ...(patch && { patch: extent(patch) }), ...(stride && { stride: extent(stride) }) },
           },
     ...(topK && { targets: { choice: { case: "topK", value: topK } } }),
-    ...(timeout && { timeBudget: durationFromMs(1000 * timeout) }),
+    ...(timeout && { timeBudget: durationFromMs(Math.ceil(1000 * timeout)) }),
   };
 }
 

@@ -19,6 +19,8 @@ def main() -> None:
     configure_logs(settings.log_level, settings.log_format)
     # TensorFlow reads its environment when it is imported, which the loader does.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # What gRPC's core has to say of a port that cannot be had is said by us.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         sys.exit(asyncio.run(_serve(settings)))
     except VitrailError as error:

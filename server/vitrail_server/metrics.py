@@ -103,7 +103,7 @@ class Metrics:
             "Announced evaluations by how they ended: done, skipped or dropped.",
             (*EXPLANATION, "result"),
         )
-        self._tiles = self._counter("vitrail_explanation_tiles", "Tiles written.", EXPLANATION)
+        self._tiles = self._counter("vitrail_explanation_tiles", "Tiles sent.", EXPLANATION)
 
     def _define_device(self) -> None:
         self._queue_depth = self._gauge(

@@ -7,7 +7,7 @@ against it. Settings are read once, by the cli; objects receive the values they 
 import argparse
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -18,13 +18,26 @@ LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
+@dataclass(frozen=True, slots=True)
+class Between:
+    """The lowest and the highest value of a number."""
+
+    lowest: float
+    highest: float
+
+
+PORT = Between(0, 65535)
+COUNT = Between(1, 10**9)
+SECONDS = Between(0.001, 1e9)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """The settings of one server process. Sizes are in bytes, times in seconds."""
 
     model_repository: Annotated[Path, "directory with one directory per model"]
     grpc_address: Annotated[str, "address on which rpcs are answered"] = "0.0.0.0"  # noqa: S104
-    grpc_port: Annotated[int, "port on which rpcs are answered; 0 takes a free one"] = 8001
+    grpc_port: Annotated[int, "port on which rpcs are answered; 0 takes a free one", PORT] = 8001
     grpc_use_ssl: Annotated[bool, "encrypt rpcs with TLS"] = False
     grpc_use_ssl_mutual: Annotated[bool, "let in only clients with a certificate; implies --grpc-use-ssl"] = (
         False
@@ -35,29 +48,45 @@ class Settings:
         Path | None, "file with the authorities that sign clients' certificates (PEM)"
     ] = None
     metrics_address: Annotated[str, "address on which Prometheus scrapes"] = "0.0.0.0"  # noqa: S104
-    metrics_port: Annotated[int, "port on which Prometheus scrapes; 0 takes a free one"] = 8002
+    metrics_port: Annotated[int, "port on which Prometheus scrapes; 0 takes a free one", PORT] = 8002
     token_file: Annotated[
         Path | None, "file with one 'ROLE TOKEN' a line; without it every caller may do everything"
     ] = None
     exit_on_error: Annotated[bool, "exit if a model fails to load at start"] = False
-    exit_timeout_secs: Annotated[float, "how long explanations may go on once the server is told to stop"] = (
-        30.0
+    exit_timeout_secs: Annotated[
+        float, "how long explanations may go on once the server is told to stop", Between(0, 1e9)
+    ] = 30.0
+    time_slice_secs: Annotated[
+        float, "the longest batch, which is what a short request waits for", SECONDS
+    ] = 0.3
+    batch_memory_bytes: Annotated[
+        int, "the most memory that one batch may take, by estimate, activations included", Between(1, 1 << 62)
+    ] = 1 << 30
+    intra_op_threads: Annotated[
+        int, "TensorFlow's threads within one operation; 0 lets it choose", Between(0, 1024)
+    ] = 0
+    inter_op_threads: Annotated[
+        int, "TensorFlow's threads across operations; 0 lets it choose", Between(0, 1024)
+    ] = 0
+    max_message_bytes: Annotated[int, "the largest message that is accepted", Between(1, (1 << 31) - 1)] = (
+        64 << 20
     )
-    time_slice_secs: Annotated[float, "the longest batch, which is what a short request waits for"] = 0.3
-    batch_memory_bytes: Annotated[int, "the most memory that one batch may take, by estimate, activations included"] = 1 << 30
-    intra_op_threads: Annotated[int, "TensorFlow's threads within one operation; 0 lets it choose"] = 0
-    inter_op_threads: Annotated[int, "TensorFlow's threads across operations; 0 lets it choose"] = 0
-    max_message_bytes: Annotated[int, "the largest message that is accepted"] = 64 << 20
-    max_image_pixels: Annotated[int, "the largest JPEG or PNG that is decoded, in pixels"] = 25_000_000
-    max_targets: Annotated[int, "targets of one explanation"] = 64
-    max_scores: Annotated[int, "windows times targets of one explanation"] = 2_000_000
-    max_explanations: Annotated[int, "explanations in flight, over all callers"] = 64
-    max_explanations_per_stream: Annotated[int, "explanations and uploads open on one ExplainStream"] = 16
-    max_upload_bytes: Annotated[int, "bytes held of uploads that are not complete, over all callers"] = (
-        256 << 20
-    )
-    upload_timeout_secs: Annotated[float, "how long an upload may take until it is complete"] = 60.0
-    write_timeout_secs: Annotated[float, "how long one message may wait for a reader that has stopped"] = 60.0
+    max_image_pixels: Annotated[
+        int, "the largest JPEG or PNG that is decoded, in pixels", Between(1, 178_956_970)
+    ] = 25_000_000
+    max_targets: Annotated[int, "targets of one explanation", COUNT] = 64
+    max_scores: Annotated[int, "windows times targets of one explanation", COUNT] = 2_000_000
+    max_explanations: Annotated[int, "explanations in flight, over all callers", COUNT] = 64
+    max_explanations_per_stream: Annotated[
+        int, "explanations and uploads open on one ExplainStream", COUNT
+    ] = 16
+    max_upload_bytes: Annotated[
+        int, "bytes held of uploads that are not complete, over all callers", Between(1, 1 << 62)
+    ] = 256 << 20
+    upload_timeout_secs: Annotated[float, "how long an upload may take until it is complete", SECONDS] = 60.0
+    write_timeout_secs: Annotated[
+        float, "how long one message may wait for a reader that has stopped", SECONDS
+    ] = 60.0
     log_format: Annotated[LogFormat, "lines for people or JSON for machines"] = "text"
     log_level: Annotated[LogLevel, "the least severe messages that are logged"] = "info"
 
@@ -69,14 +98,33 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
     """
     parser = argparse.ArgumentParser(
         prog="vitrail-server",
+        usage="%(prog)s --model-repository PATH [FLAG ...]",
         description="Serves models and explains their answers over gRPC.",
         epilog=f"Every flag can be given as an environment variable: {ENVIRONMENT_PREFIX}GRPC_PORT=8001.",
         allow_abbrev=False,
     )
-    hints = get_type_hints(Settings, include_extras=True)
-    for each in fields(Settings):
-        _add_flag(parser, each, hints[each.name], environment)
-    return Settings(**vars(parser.parse_args(arguments)))
+    every = _settings()
+    for each in every:
+        each.add_flag(parser)
+    values = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    for each in every:
+        if each.name in values:
+            continue
+        try:
+            values[each.name] = each.from_environment(environment)
+        except argparse.ArgumentTypeError as error:
+            parser.error(str(error))
+    return Settings(**values)
+
+
+def from_environment(name: str, environment: Mapping[str, str] = os.environ) -> Any:
+    """Return what a server started in this environment without flags has for one setting.
+
+    Raises:
+        argparse.ArgumentTypeError: the variable is wrong, or is missing and the setting has no default.
+
+    """
+    return next(each for each in _settings() if each.name == name).from_environment(environment)
 
 
 def flag_of(name: str) -> str:
@@ -89,25 +137,90 @@ def variable_of(name: str) -> str:
     return ENVIRONMENT_PREFIX + name.upper()
 
 
-def _add_flag(
-    parser: argparse.ArgumentParser, each: "Field[Any]", hint: Any, environment: Mapping[str, str]
-) -> None:
-    kind, text = get_args(hint)
-    given = environment.get(variable_of(each.name))
-    choices = get_args(kind) if get_origin(kind) is Literal else None
-    convert = _boolean if kind is bool else str if choices else Path if kind in (Path, Path | None) else kind
-    shown = "" if each.default in (MISSING, None) else f" (default: {each.default})"
-    parser.add_argument(
-        flag_of(each.name),
-        type=convert,
-        choices=choices,
-        metavar=None if choices else convert.__name__.strip("_").upper(),
-        nargs="?" if kind is bool else None,
-        const=True if kind is bool else None,
-        default=given if given is not None else None if each.default is MISSING else each.default,
-        required=each.default is MISSING and given is None,
-        help=text.replace("%", "%%") + shown,
-    )
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    """How one setting is read."""
+
+    name: str
+    kind: Any
+    text: str
+    bounds: Between | None
+    default: Any
+
+    def add_flag(self, parser: argparse.ArgumentParser) -> None:
+        shown = "" if self.default in (MISSING, None) else f" (default: {self.default})"
+        parser.add_argument(
+            flag_of(self.name),
+            type=self.read,
+            metavar=self.metavar,
+            nargs="?" if self.kind is bool else None,
+            const=True if self.kind is bool else None,
+            help=self.text.replace("%", "%%") + shown,
+        )
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The words that are possible; empty if the value is not one of a few words."""
+        return get_args(self.kind) if get_origin(self.kind) is Literal else ()
+
+    @property
+    def metavar(self) -> str:
+        names = {bool: "true|false", int: "NUMBER", float: "SECONDS", str: "TEXT"}
+        return "|".join(self.choices) or names.get(self.kind, "PATH")
+
+    def from_environment(self, environment: Mapping[str, str]) -> Any:
+        """Return the value of the setting's variable, or its default.
+
+        Raises:
+            argparse.ArgumentTypeError: it is wrong, or is missing and has no default.
+
+        """
+        variable = variable_of(self.name)
+        if variable in environment:
+            try:
+                return self.read(environment[variable])
+            except argparse.ArgumentTypeError as error:
+                raise argparse.ArgumentTypeError(f"environment variable {variable}: {error}") from error
+        if self.default is MISSING:
+            raise argparse.ArgumentTypeError(f"{flag_of(self.name)} is required; {variable} can give it too")
+        return self.default
+
+    def read(self, text: str) -> Any:
+        """Return the value that `text` gives.
+
+        Raises:
+            argparse.ArgumentTypeError: it gives none that is possible.
+
+        """
+        if self.kind is bool:
+            return _boolean(text)
+        if self.kind in (int, float):
+            return self._number(text)
+        if self.choices and text not in self.choices:
+            raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(self.choices)}")
+        if not text:
+            raise argparse.ArgumentTypeError("it is empty; give a value, or leave it out")
+        return Path(text) if self.kind in (Path, Path | None) else text
+
+    def _number(self, text: str) -> float:
+        try:
+            number: float = self.kind(text)
+        except ValueError:
+            what = "a whole number" if self.kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
+        if self.bounds and not self.bounds.lowest <= number <= self.bounds.highest:
+            lowest, highest = self.bounds.lowest, self.bounds.highest
+            raise argparse.ArgumentTypeError(f"{text} is not between {lowest} and {highest}")
+        return number
+
+
+def _settings() -> list[_Setting]:
+    hints = get_type_hints(Settings, include_extras=True)
+    result = []
+    for each in fields(Settings):
+        kind, text, *bounds = get_args(hints[each.name])
+        result.append(_Setting(each.name, kind, text, bounds[0] if bounds else None, each.default))
+    return result
 
 
 def _boolean(text: str) -> bool:

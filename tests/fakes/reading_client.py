@@ -6,6 +6,7 @@ input. Prints a line when it has read from every call, and then never reads agai
 
 import sys
 import threading
+from collections.abc import Iterator
 
 import grpc
 
@@ -20,14 +21,15 @@ def main() -> None:
     with grpc.insecure_channel(sys.argv[1]) as channel:
         stub = ExplanationServiceStub(channel)
 
-        def starts() -> object:
+        def starts() -> Iterator[pb.ExplainStreamRequest]:
             yield pb.ExplainStreamRequest(id="a", start=pb.ExplainStreamRequest.Start(spec=spec))
             yield pb.ExplainStreamRequest(
                 id="b", start=pb.ExplainStreamRequest.Start(spec=without_image(spec), upload_bytes=1000)
             )
             forever.wait()
 
-        calls = [stub.ExplainTiles(pb.ExplainTilesRequest(spec=spec)), stub.ExplainStream(starts())]
+        tiles = stub.ExplainTiles(pb.ExplainTilesRequest(spec=spec))
+        calls: list[Iterator[object]] = [tiles, stub.ExplainStream(starts())]
         for call in calls:
             next(call)
         print("read", flush=True)  # noqa: T201 - this is how the test learns of it

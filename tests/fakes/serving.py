@@ -7,6 +7,7 @@ so that a test decides what happens while an explanation is being computed.
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -166,6 +167,8 @@ class WatchedMetrics(Metrics):
         self.ended: list[ExplanationEnded] = []
         self.handled: list[tuple[str, str]] = []
         """The method and the status code of every rpc that ended."""
+        self.received: Counter[str] = Counter()
+        """Messages from clients, by method."""
         self._changed = asyncio.Event()
 
     def explanation_ended(self, event: ExplanationEnded, *, admitted: bool) -> None:
@@ -178,12 +181,17 @@ class WatchedMetrics(Metrics):
         self.handled.append((method.rpartition("/")[2], code))
         self._changed.set()
 
+    def message_received(self, method: str, kind: str) -> None:
+        super().message_received(method, kind)
+        self.received[method.rpartition("/")[2]] += 1
+        self._changed.set()
+
     def close(self) -> None:
         # The standard library's server looks only twice a second whether it should stop.
         threading.Thread(target=super().close).start()
 
     async def until(self, holds: Callable[[], bool]) -> None:
-        """Return when `holds` is true, which is asked again after every end of an explanation or rpc."""
+        """Return when `holds` is true: asked again after every message, and every end of a map or rpc."""
         while not holds():
             self._changed.clear()
             await self._changed.wait()

@@ -121,6 +121,12 @@ async def refused(call: Awaitable[Any]) -> Refusal:
     return Refusal(error.code(), error.details() or "")
 
 
+def send_bytes(channel: grpc.aio.Channel, path: str, data: bytes = b"") -> Any:
+    """Call an rpc of one request and one answer by its path, whether it exists or not."""
+    rpc: Any = channel.unary_unary(path)
+    return rpc(data)
+
+
 Event = pb.Plan | pb.Tile | pb.Summary
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 import numpy as np
-import pytest
+from google.rpc.status_pb2 import Status
 
 from fakes.models import Linear, picture, weights
 from fakes.serving import Offer, Served, served
@@ -16,7 +16,7 @@ from fakes.wide import Plain
 from vitrail.v1 import explanation_pb2 as pb
 from vitrail.v1 import model_pb2
 
-from .messages import event_of, extent, indices, occlusion, refused, spec, start
+from .messages import event_of, indices, occlusion, refusal_of, refused, send_bytes, spec, start
 
 SHAPE = (6, 8, 3)
 FILLED = np.zeros(SHAPE, np.float32)
@@ -45,7 +45,7 @@ def mix() -> list[Request]:
         (spec("m", image, **gradient), "m", "2", "gradient", "complete"),
         (spec("m", image, targets=indices(1), **gradient), "m", "2", "gradient", "complete"),
         (spec("m", image, targets=indices(9), **gradient), "m", "2", "gradient", "invalid_argument"),
-        (spec("m", image, occlusion=pb.Occlusion(patch=extent(7, 7))), "m", "2", "occlusion", "invalid_argument"),
+        (spec("m", image, occlusion=occlusion(7)), "m", "2", "occlusion", "invalid_argument"),
         (pb.ExplanationSpec(model_name="m"), "m", "2", "", "invalid_argument"),
         (spec("n" * 99, image), "", "", "", "not_found"),
         (spec("m", image, version=3), "", "", "", "not_found"),
@@ -83,6 +83,7 @@ class Tally:
 
     async def take(self, events: AsyncIterator[Any], labels: tuple[str, str, str, str]) -> None:
         self.explanations[labels] += 1
+        outcome = "complete"
         try:
             async for event in events:
                 match event:
@@ -93,8 +94,11 @@ class Tally:
                     case pb.Summary():
                         for result in ("done", "skipped", "dropped"):
                             self.evaluations[result] += getattr(event.evaluations, result)
+                    case Status():
+                        outcome = refusal_of(event).code.name.lower()
         except grpc.aio.AioRpcError as error:
-            assert error.code().name.lower() == labels[-1]
+            outcome = error.code().name.lower()
+        assert outcome == labels[-1]
 
 
 async def test_explanations_evaluations_and_tiles_add_up_over_all_rpcs(tmp_path: Path) -> None:
@@ -109,8 +113,8 @@ async def test_explanations_evaluations_and_tiles_add_up_over_all_rpcs(tmp_path:
 
     expected = tally.explanations + unary.explanations
     for (model, version, method, outcome), count in expected.items():
-        labels = {"model": model, "version": version, "method": method, "outcome": outcome}
-        assert scrape.value("vitrail_explanations_total", **labels) == count, labels
+        series = {"model": model, "version": version, "method": method, "outcome": outcome}
+        assert scrape.value("vitrail_explanations_total", **series) == count, series
     assert scrape.total("vitrail_explanations_total") == expected.total()
     evaluations = tally.evaluations + unary.evaluations
     for result, count in evaluations.items():
@@ -151,7 +155,7 @@ async def test_rpcs_and_their_messages_add_up(tmp_path: Path) -> None:
         received.update(ListModels=1)
         codes["ListModels", "OK"] += 1
         codes["GetModel", "NOT_FOUND"] += 1
-        await refused(running.channel.unary_unary("/vitrail.v1.ModelService/Invented")(b""))
+        await refused(send_bytes(running.channel, "/vitrail.v1.ModelService/Invented"))
         scrape = await running.at_rest(2 * len(mix()))
 
     for rpc in sent:
@@ -181,8 +185,8 @@ async def test_nothing_of_a_request_becomes_a_label(tmp_path: Path) -> None:
                 pb.ExplainRequest(spec=what), metadata=(("x-request-id", name), ("user-agent", name))
             )
             await refused(call)
-        await refused(running.channel.unary_unary(f"/{name}/{name}")(b""))
-        await refused(running.channel.unary_unary(f"/vitrail.v1.ModelService/{name}")(b""))
+        await refused(send_bytes(running.channel, f"/{name}/{name}"))
+        await refused(send_bytes(running.channel, f"/vitrail.v1.ModelService/{name}"))
         await refused(running.models.GetModel(model_pb2.GetModelRequest(name=name)))
         scrape = await running.at_rest(5)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import grpc
 import numpy as np
@@ -53,7 +53,7 @@ async def gallery(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ser
         yield running
 
 
-async def seen(gallery: Served, model: str, file: bytes) -> tuple[NDArray[np.generic], pb.SourceBox]:
+async def seen(gallery: Served, model: str, file: bytes) -> tuple[NDArray[Any], pb.SourceBox]:
     """Return what the model sees of a file, and the part of it that the map covers."""
     what = spec(model, file, occlusion=occlusion(patch=1))
     answer = await gallery.explanations.Explain(pb.ExplainRequest(spec=what))

@@ -3,11 +3,13 @@
 import asyncio
 import threading
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from numpy.typing import NDArray
 
 from fakes.models import Linear, picture, weights
 from fakes.serving import Gate, Offer, Served, served
@@ -16,7 +18,7 @@ from vitrail.v1 import model_pb2
 from vitrail.v1.tensor_pb2 import Tensor
 
 from .conftest import SHAPE
-from .messages import MIB, indices, label, occlusion, refused, spec, whole
+from .messages import MIB, indices, label, occlusion, refused, send_bytes, spec, whole
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -287,7 +289,7 @@ async def test_a_time_budget_that_is_no_time_is_invalid(zoo: Served, seconds: in
     ],
 )
 async def test_an_unknown_rpc_is_unimplemented(zoo: Served, path: str) -> None:
-    refusal = await refused(zoo.channel.unary_unary(path)(b""))
+    refusal = await refused(send_bytes(zoo.channel, path))
 
     assert refusal.code is Code.UNIMPLEMENTED
 
@@ -307,7 +309,7 @@ async def test_an_unknown_method_is_refused_naming_those_served(zoo: Served) -> 
 
 async def test_a_model_that_fails_while_it_computes_is_internal_in_one_line(tmp_path: Path) -> None:
     class Fragile(Linear):
-        def outputs(self, image: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+        def outputs(self, image: NDArray[np.float64]) -> NDArray[np.float64]:
             raise ValueError("matmul failed\n  at secret/path.cc:12")
 
     async with served(tmp_path, {"m": Offer(model=Fragile(weights(0, 1, SHAPE)))}) as running:
@@ -338,11 +340,11 @@ async def test_an_unexpected_fault_is_internal_and_tells_nothing(
 async def test_bytes_that_are_no_message_are_invalid(zoo: Served, rpc: str) -> None:
     path = f"/vitrail.v1.ExplanationService/{rpc}"
     if rpc == "ExplainStream":
-        call = zoo.channel.stream_stream(path)()
+        call: Any = zoo.channel.stream_stream(path)()
         await call.write(b"\xff\xff\xff")
         refusal = await refused(call.read())
     else:
-        refusal = await refused(zoo.channel.unary_unary(path)(b"\xff\xff\xff"))
+        refusal = await refused(send_bytes(zoo.channel, path, b"\xff\xff\xff"))
 
     assert refusal.code is Code.INVALID_ARGUMENT
     assert f"vitrail.v1.{rpc}Request" in refusal.message

@@ -1,5 +1,7 @@
 """What is served: ListModels, GetModel and reflection, the broken models included."""
 
+from collections.abc import AsyncIterator
+
 import grpc
 import pytest
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
@@ -110,7 +112,7 @@ async def test_nothing_but_the_models_of_the_repository_is_found(zoo: Served, na
 
 
 async def test_reflection_lists_the_services_and_describes_them(zoo: Served) -> None:
-    async def requests():  # type: ignore[no-untyped-def]  # of a service without types
+    async def requests() -> AsyncIterator[ServerReflectionRequest]:
         yield ServerReflectionRequest(list_services="")
         yield ServerReflectionRequest(file_containing_symbol="vitrail.v1.ExplanationService")
         yield ServerReflectionRequest(file_containing_symbol="vitrail.v1.Nothing")

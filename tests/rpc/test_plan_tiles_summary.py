@@ -9,10 +9,10 @@ import grpc
 import numpy as np
 import pytest
 import pytest_asyncio
-from explainers import brute_force
 from google.protobuf.duration_pb2 import Duration
 from numpy.typing import NDArray
 
+from explainers import brute_force
 from fakes.models import Linear, Quadratic, Softmax, picture, weights
 from fakes.servables import describe
 from fakes.serving import Gate, Offer, Served, served
@@ -173,9 +173,7 @@ async def test_what_a_request_says_of_an_occlusion_is_repeated(fakes: Served, me
     assert answer.plan.occlusion == method
     assert [each.index for each in answer.plan.targets] == [2, 0, 2]
     assert [each.label for each in answer.plan.targets] == ["shark", "tench", "shark"]
-    assert answer.plan.objective == pb.Objective(
-        kind=pb.Objective.KIND_SQUARED_ERROR, values=[0.5, 0.5, 0.5]
-    )
+    assert answer.plan.objective == pb.Objective(kind=pb.Objective.KIND_SQUARED_ERROR, values=[0.5, 0.5, 0.5])
     for each in answer.plan.targets:
         assert each.score == pytest.approx((each.output - 0.5) ** 2)
     assert answer.plan.priority == 3
@@ -281,9 +279,7 @@ def _lowest(windows: list[list[brute_force.Window]], used: pb.Occlusion) -> list
         (pb.Gradient(), lambda d, _: np.abs(d).max(-1)),
         (pb.Gradient(channel_reduction=pb.Gradient.CHANNEL_REDUCTION_NONE, signed=True), lambda d, _: d),
         (
-            pb.Gradient(
-                channel_reduction=pb.Gradient.CHANNEL_REDUCTION_SUM, signed=True, times_input=True
-            ),
+            pb.Gradient(channel_reduction=pb.Gradient.CHANNEL_REDUCTION_SUM, signed=True, times_input=True),
             lambda d, x: (d * x).sum(-1),
         ),
         (

@@ -17,7 +17,7 @@ from vitrail.v1 import explanation_pb2 as pb
 from vitrail.v1 import model_pb2
 from vitrail_server.rpc.tokens import read_tokens
 
-from .messages import refused, spec, start, whole
+from .messages import refused, send_bytes, spec, start, whole
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -135,7 +135,7 @@ async def test_health_is_open_because_probes_have_no_token(guarded: Served) -> N
 async def test_what_does_not_exist_is_unimplemented_for_everybody(guarded: Served) -> None:
     # A path like the health service's opens nothing.
     for path in ("/grpc.health.v1.Health/Explain", "/vitrail.v1.ExplanationService/Delete"):
-        refusal = await refused(guarded.channel.unary_unary(path)(b""))
+        refusal = await refused(send_bytes(guarded.channel, path))
 
         assert refusal.code is grpc.StatusCode.UNIMPLEMENTED
 

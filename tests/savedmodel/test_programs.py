@@ -138,28 +138,6 @@ def test_after_running_out_of_memory_the_halved_program_gives_the_same_results()
     assert forward.batches == [4, 2]
 
 
-def test_a_batch_assembled_before_the_halving_is_computed_in_pieces() -> None:
-    forward = Sums(fits=2)
-    program = occlude(forward, 4)
-    parts: list[Rows] = [
-        OccludeRows(subject(3), "total", windows(0, 1, 2)),
-        OccludeRows(subject(1), "total", windows(0)),
-    ]
-    program.halve()
-    first, second = program.execute(parts)
-    assert first.outputs.tolist() == [[18], [15], [12]]
-    assert second.outputs.tolist() == [[6]]
-    assert set(forward.batches) == {2}
-
-
-def test_gradients_in_pieces_are_put_together() -> None:
-    program = BatchProgram(Differentiate(Echo()), LAYOUT, 2)
-    (result,) = program.execute([gradient_rows(1, "a", 5, 6, 7)])
-    assert result.outputs.tolist() == [[6]] * 3
-    assert result.gradients is not None
-    assert result.gradients[:, 0, 0, 0].tolist() == [5, 6, 7]
-
-
 def test_the_seconds_follow_the_batches_slowly() -> None:
     """The clock ticks once between the start and the end of a batch; a fifth of the way each time."""
     program = occlude(Sums(), 1)

@@ -13,8 +13,8 @@ import numpy as np
 from vitrail.errors import FailedPrecondition, InvalidArgument, VitrailError
 from vitrail_server.repository.config import ModelConfig, TensorConfig
 from vitrail_server.repository.parameters import PREFIX
-from vitrail_server.wording import listed, quoted, shape_text
 from vitrail_server.servable import DTYPES, ImageSize, ModelSettings, Signature, TensorSpec
+from vitrail_server.wording import listed, quoted, shape_text
 
 FREE = -1
 

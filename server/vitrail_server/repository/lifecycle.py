@@ -14,8 +14,8 @@ from typing import Protocol, Self, TypeVar
 from vitrail.errors import VitrailError
 from vitrail_server.events import RepositoryEvents
 from vitrail_server.repository.state import State
-from vitrail_server.wording import reason_of
 from vitrail_server.servable import Description, Servable
+from vitrail_server.wording import reason_of
 
 T = TypeVar("T")
 

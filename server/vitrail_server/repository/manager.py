@@ -17,8 +17,8 @@ from vitrail_server.repository.directory import list_models
 from vitrail_server.repository.lifecycle import Handle, Lane, Version
 from vitrail_server.repository.source import Loader, ModelSource, read_model
 from vitrail_server.repository.state import ModelStatus, State, VersionStatus
-from vitrail_server.wording import MESSAGE_LIMIT, listed, quoted, reason_of, shortened
 from vitrail_server.servable import Servable
+from vitrail_server.wording import MESSAGE_LIMIT, listed, quoted, reason_of, shortened
 
 RETRY_DELAY = 1.0
 """Seconds after which asking again for a version that is on its way makes sense."""

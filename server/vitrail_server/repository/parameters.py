@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, fields
 from typing import TypeVar, get_args
 
 from vitrail.errors import InvalidArgument
-from vitrail_server.wording import listed, quoted
 from vitrail_server.servable import ImageSize, Resize, Task
+from vitrail_server.wording import listed, quoted
 
 T = TypeVar("T")
 

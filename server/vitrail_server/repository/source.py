@@ -11,8 +11,8 @@ from vitrail.errors import FailedPrecondition
 from vitrail_server.repository.config import ModelConfig, read_config
 from vitrail_server.repository.directory import ModelDirectory, find_saved_model, read_model_directory
 from vitrail_server.repository.version_policy import choose
-from vitrail_server.wording import listed, quoted
 from vitrail_server.servable import Servable
+from vitrail_server.wording import listed, quoted
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,8 @@ class _Call:
             for streams in (handler.request_streaming, handler.response_streaming)
         )
         self._behaviour: Callable[..., Any] = getattr(handler, self.kind)
-        self._deserialize: Callable[[bytes], Any] = handler.request_deserializer
+        # gRPC leaves it out for handlers that take bytes; ours have generated ones.
+        self._deserialize: Callable[[bytes], Any] = handler.request_deserializer or bytes
         self._method = method
         self._events = events
         self._tokens = tokens

@@ -20,9 +20,9 @@ from vitrail_server.explainers.grid import Edge, Order
 from vitrail_server.explainers.occlusion import OcclusionParameters, OcclusionRun, Resolution
 from vitrail_server.explainers.question import AllTargets, Limits, Question, TopK
 from vitrail_server.explainers.run import Diagnostics, Note, Plan, Run, Summary, Tile
-from vitrail_server.wording import quoted
 from vitrail_server.rpc.images import SourceBox, decode
 from vitrail_server.servable import DTYPES, Description, TensorSpec
+from vitrail_server.wording import quoted
 from vitrail_server.work import Objective
 
 MAX_MESSAGE_BYTES = 1 << 20

@@ -155,15 +155,16 @@ class Conversation:
         The id is forgotten before its last message is sent, so that the client may use it again as soon
         as it has read that.
         """
-        try:
-            if each.failure is not None:
-                raise each.failure
-            for message in each.session.messages():
-                if each.session.ended:
-                    self._settle(name, each)
-                yield _response(name, message)
-        except Exception as error:
-            failure = logged(error, "an explanation of a stream")
+        failure = each.failure
+        if failure is None:
+            try:
+                for message in each.session.messages():
+                    if each.session.ended:
+                        self._settle(name, each)
+                    yield _response(name, message)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it ends this id only
+                failure = logged(error, "an explanation of a stream")
+        if failure is not None:
             self._settle(name, each, failure)
             yield pb.ExplainStreamResponse(id=name, error=status_of(failure))
 
@@ -180,7 +181,7 @@ class Conversation:
                 while len(self._open) >= 2 * self._limits.open:
                     self._settled.clear()
                     await self._settled.wait()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client is told
             self._broken = logged(error, "a stream")
         else:
             self._end_uploads()
@@ -287,7 +288,7 @@ class Conversation:
         async def start() -> None:
             try:
                 await each.session.start(spec)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, it ends this id only
                 each.failure = logged(error, "an explanation of a stream")
                 self._changed.set()
 

@@ -13,8 +13,8 @@ from grpc_health.v1.health_pb2_grpc import HealthServicer
 
 from vitrail.errors import NotFound
 from vitrail_server.repository.state import State
-from vitrail_server.wording import quoted
 from vitrail_server.rpc.context import Context, write
+from vitrail_server.wording import quoted
 
 MODEL_PREFIX = "models/"
 

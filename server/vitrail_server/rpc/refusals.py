@@ -12,17 +12,16 @@ from google.rpc.status_pb2 import Status
 from vitrail.errors import Internal, VitrailError
 from vitrail.status import to_status
 from vitrail_server.rpc.context import Context, why_cancelled
+from vitrail_server.wording import MESSAGE_LIMIT
 
 log = logging.getLogger(__name__)
 
-MAX_MESSAGE_BYTES = 1000
-"""The longest message. gRPC sends it three times, in two encodings, and clients take 8 KiB of trailers."""
-
-MAX_FIELD_BYTES = 200
+FIELD_LIMIT = 200
+"""Bytes of a field's path that are sent."""
 
 
 def told(error: BaseException, context: Context | None = None) -> VitrailError:
-    """Return what the caller is told of `error`: itself if it is ours, why its call was cancelled, or a fault.
+    """Return what the caller is told: `error` itself, why the call was cancelled, or that there is a fault.
 
     `context` is the call's, for an error that may be its cancellation.
     """
@@ -44,13 +43,14 @@ def status_of(error: VitrailError) -> Status:
     """Return the status that carries `error`, its message and field cut to what can be sent."""
     return to_status(
         type(error)(
-            _cut(error.message, MAX_MESSAGE_BYTES),
-            field=_cut(error.field, MAX_FIELD_BYTES),
+            _cut(error.message, MESSAGE_LIMIT),
+            field=_cut(error.field, FIELD_LIMIT),
             retry_delay=error.retry_delay,
         )
     )
 
 
 def _cut(text: str, most: int) -> str:
+    # In bytes, because a character beyond ASCII takes several.
     encoded = text.encode()
     return text if len(encoded) <= most else encoded[: most - 3].decode(errors="ignore") + "..."

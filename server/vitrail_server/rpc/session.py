@@ -136,10 +136,10 @@ class Session:
 
         """
         for message in self._due():
+            self._tiles += isinstance(message, pb.Tile)
             self._write_began = time.monotonic()
             yield message
             self._write_ended()
-            self._tiles += isinstance(message, pb.Tile)
 
     def _due(self) -> Iterator[Message]:
         if self._started is None or self.ended:

@@ -126,7 +126,7 @@ class _Turns:
         return (1, 0.0) if turn.fresh else (2, turn.served)
 
     def begin(self, turn: Turn) -> None:
-        """Let `turn` go first: nobody who wants has had less, so the clock is not behind it."""
+        """Let `turn` go first: nobody with rows to give has had less, so the clock is not behind it."""
         self.clock = max(self.clock, turn.served)
 
     def charge(self, turn: Turn, seconds: float) -> None:

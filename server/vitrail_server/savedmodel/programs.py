@@ -6,7 +6,7 @@ whoever is in the batch with it. NumPy only; the model is a function that is han
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -152,12 +152,8 @@ class BatchProgram:
             FailedPrecondition: an output wanted has no gradient.
 
         """
-        # Read once: the event loop may halve it while this runs.
-        size = self.batch_size
-        if self._buffer.size != size:
-            self._buffer = RowBuffer(self._layout, size)
-        if sum(map(len, parts)) > size:  # assembled before the size was halved
-            return [self._in_pieces(part, size) for part in parts]
+        if self._buffer.size != self.batch_size:  # it was halved
+            self._buffer = RowBuffer(self._layout, self.batch_size)
         began = self._clock()
         results = self._computation(self._buffer, parts)
         self.seconds += NEWEST * (self._clock() - began - self.seconds)
@@ -170,23 +166,6 @@ class BatchProgram:
         self.batch_size //= 2
         self.seconds /= 2
         return True
-
-    def _in_pieces(self, part: Rows, size: int) -> Result:
-        results = [self._computation(self._buffer, [piece])[0] for piece in _pieces(part, size)]
-        gradients = [each.gradients for each in results if each.gradients is not None]
-        return Result(
-            np.concatenate([each.outputs for each in results]),
-            np.concatenate(gradients) if gradients else None,
-        )
-
-
-def _pieces(part: Rows, size: int) -> Iterator[Rows]:
-    for start in range(0, len(part), size):
-        span = slice(start, start + size)
-        if isinstance(part, OccludeRows):
-            yield replace(part, windows=part.windows[span])
-        else:
-            yield replace(part, targets=part.targets[span], values=part.values[span])
 
 
 def _spans(parts: Sequence[Rows]) -> Iterator[tuple[Rows, slice]]:

@@ -5,6 +5,7 @@ so it is written without the server's code: nothing is prepared, padded, copied 
 runs.
 """
 
+import random
 import shutil
 from collections.abc import Callable
 from functools import cached_property
@@ -37,8 +38,12 @@ def use_one_thread() -> None:
 
 
 def build(application: str) -> keras.Model:
-    """Return a Keras application with random weights, the same ones every time."""
-    keras.utils.set_random_seed(SEED)
+    """Return a Keras application with random weights, the same ones every time.
+
+    Keras takes its initializers' seeds from Python's generator. Its own `set_random_seed` would do more: it
+    makes TensorFlow prepare every function anew at its next call.
+    """
+    random.seed(SEED)
     network: keras.Model = getattr(keras.applications, application)(weights=None)
     return network
 

@@ -19,7 +19,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--picture", metavar="FILE", help="draw the main panels of the overview to this PNG file"
     )
-    parser.addoption("--model", metavar="DIRECTORY", default=str(ROOT / "model_repository" / MODEL))
+    parser.addoption(
+        "--model",
+        metavar="DIRECTORY",
+        default=str(ROOT / "model_repository" / MODEL),
+        help="the model that is served, with a version 1; default: the sample",
+    )
 
 
 @dataclass(frozen=True)

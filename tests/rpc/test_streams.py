@@ -17,6 +17,10 @@ from fakes.models import Linear, picture, weights
 from fakes.serving import Gate, Offer, Served, served
 from vitrail.v1 import explanation_pb2 as pb
 from vitrail.v1.explanation_pb2_grpc import ExplanationServiceStub
+from vitrail_server.explainers.question import Limits
+from vitrail_server.rpc.context import Caller
+from vitrail_server.rpc.conversation import Conversation, StreamLimits
+from vitrail_server.rpc.session import Engine
 
 from .files import saved
 from .messages import (
@@ -551,3 +555,40 @@ async def test_an_upload_whose_message_is_too_large_ends_the_stream(tmp_path: Pa
 
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "2000" in (caught.value.details() or "")
+
+
+async def test_an_id_is_free_again_while_its_last_message_is_still_being_written(tmp_path: Path) -> None:
+    """The client may have read it, and may use the id again, before the server knows that it is written."""
+    async with served(tmp_path, {"m": Offer(model=Linear(weights(0, 2, SHAPE)))}) as running:
+        server = running.server
+        engine = Engine(
+            manager=server.manager,
+            device=server._device,
+            decoding=server._decoding,
+            admission=server._admission,
+            events=running.metrics,
+            limits=Limits(),
+            max_image_pixels=1,
+        )
+        asked = [spec("m", IMAGE), spec("n", IMAGE), spec("m", IMAGE)]
+        requests: asyncio.Queue[pb.ExplainStreamRequest | None] = asyncio.Queue()
+        heard: list[Any] = []
+
+        async def listen() -> AsyncIterator[pb.ExplainStreamRequest]:
+            while (request := await requests.get()) is not None:
+                yield request
+
+        async def send(response: pb.ExplainStreamResponse) -> None:
+            heard.append(event_of(response))
+            if isinstance(heard[-1], pb.Summary | Status):
+                requests.put_nowait(start("a", asked.pop(0)) if asked else None)
+                while not requests.empty():
+                    await asyncio.sleep(0)
+
+        requests.put_nowait(start("a", asked.pop(0)))
+        await Conversation(engine, StreamLimits(1, 1000, 60.0), Caller("here", "r")).hold(listen(), send)
+        await running.at_rest(3)
+
+    ends = [event for event in heard if isinstance(event, pb.Summary | Status)]
+    assert [type(event) for event in ends] == [pb.Summary, Status, pb.Summary]
+    assert refusal_of(ends[1]).code is grpc.StatusCode.NOT_FOUND

@@ -104,9 +104,11 @@ def test_the_notebooks_occlusion_has_every_window_and_lands_on_the_torso(
         assert explanation.plan.window_grid.rows * explanation.plan.window_grid.columns == 1444
         assert explanation.plan.evaluations == 1445
         assert np.isfinite(explanation.values).all(), "the notebook leaves a NaN border"
-        shares.append(share(explanation.values[0], grown(figure.parts["torso"], 6)))
+        torso = grown(figure.parts["torso"], 6)
+        shares.append(share(explanation.values[0], torso))
+        assert torso[np.unravel_index(explanation.values[0].argmax(), torso.shape)], "the strongest window"
 
-    assert np.mean(shares) > 0.6, shares
+    assert np.mean(shares) > 0.4, f"{shares}, where the torso is a twentieth of the picture"
 
 
 def test_raster_and_progressive_give_the_same_bits(client: vitrail.Client, figures: list[Silhouette]) -> None:

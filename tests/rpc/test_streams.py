@@ -288,6 +288,19 @@ async def test_an_upload_that_never_ends_times_out_and_held_nothing(tmp_path: Pa
     assert refusal.message == "the upload was not complete after 0.05 s (--upload-timeout-secs)"
 
 
+async def test_the_time_of_an_upload_ends_with_it(tmp_path: Path) -> None:
+    what = without_data(spec("m", IMAGE))
+    async with talking(tmp_path, shut=True, upload_timeout_secs=0.05) as talk:
+        await talk.say(start("a", what, len(DATA)), cancel("a"))
+        assert (await talk.refusal("a")).code is grpc.StatusCode.CANCELLED
+        await talk.say(start("a", spec("m", IMAGE)), start("b", what, len(DATA)))
+        assert (await talk.refusal("b")).code is grpc.StatusCode.DEADLINE_EXCEEDED
+        talk.gate.open()
+        answers = await talk.finish()
+
+    received(answers["a"])
+
+
 async def test_half_closing_fails_incomplete_uploads_and_finishes_complete_ones(tmp_path: Path) -> None:
     what = without_data(spec("m", IMAGE))
     async with talking(tmp_path, shut=True) as talk:
@@ -459,6 +472,9 @@ async def test_a_client_that_only_writes_has_to_wait_and_is_cut_off(tmp_path: Pa
         await talk.running.at_rest(1)
         flooding.cancel()
         await asyncio.gather(flooding, return_exceptions=True)  # however far it came
+        unanswered = [event for event in metrics.ended if event.outcome == "cancelled"]
+
+    assert len(unanswered) <= 4  # twice the explanations that a stream may have open
 
 
 async def test_the_permits_of_the_server_are_shared_by_its_streams(tmp_path: Path) -> None:
@@ -577,13 +593,14 @@ async def test_an_id_is_free_again_while_its_last_message_is_still_being_written
         async def listen() -> AsyncIterator[pb.ExplainStreamRequest]:
             while (request := await requests.get()) is not None:
                 yield request
+                requests.task_done()
+            requests.task_done()
 
         async def send(response: pb.ExplainStreamResponse) -> None:
             heard.append(event_of(response))
             if isinstance(heard[-1], pb.Summary | Status):
                 requests.put_nowait(start("a", asked.pop(0)) if asked else None)
-                while not requests.empty():
-                    await asyncio.sleep(0)
+                await requests.join()  # it is taken while this one is still being written
 
         requests.put_nowait(start("a", asked.pop(0)))
         await Conversation(engine, StreamLimits(1, 1000, 60.0), Caller("here", "r")).hold(listen(), send)

@@ -7,7 +7,7 @@ import pytest
 
 from vitrail_server.savedmodel.graph import Activations
 from vitrail_server.savedmodel.measure import REPEATS, choose_batch_size, fastest, row_bytes
-from vitrail_server.savedmodel.warm import rows_alike
+from vitrail_server.savedmodel.warm import results_alike
 from vitrail_server.work import Kind, OutOfMemory, Result
 
 
@@ -61,12 +61,13 @@ def test_a_size_at_which_slots_differ_is_not_taken() -> None:
     assert device.chosen(largest=16, tolerance=0.07) == 1
 
 
-def test_rows_alike_are_alike_to_the_bit() -> None:
-    outputs = np.array([[1, 2], [1, 2]], np.float32)
-    assert rows_alike(Result(outputs))
-    assert rows_alike(Result(np.full((3, 2), np.nan, np.float32)))
-    assert not rows_alike(Result(np.nextafter(outputs, np.array([[9, 9], [1, 2]], np.float32))))
-    assert not rows_alike(Result(outputs, np.array([[[[0]]], [[[1]]]], np.float32)))
+def test_results_alike_are_alike_to_the_bit() -> None:
+    outputs = np.array([[1, 2]], np.float32)
+    nearly = np.nextafter(outputs, np.float32(9))
+    assert results_alike([Result(outputs)], [Result(outputs.copy())])
+    assert results_alike([Result(np.full((1, 2), np.nan, np.float32))] * 2, [Result(outputs * np.nan)] * 2)
+    assert not results_alike([Result(outputs), Result(outputs)], [Result(outputs), Result(nearly)])
+    assert not results_alike([Result(outputs, outputs)], [Result(outputs, nearly)])
 
 
 def test_a_batch_longer_than_the_time_slice_is_not_taken() -> None:

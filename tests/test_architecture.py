@@ -28,7 +28,7 @@ FORBIDDEN = {
     "server/vitrail_server/servable.py": ("tensorflow", "grpc", "asyncio"),
 }
 
-# For each room of the server, the rooms it may use. `work`, `servable`, `events` and `wording` are the vocabulary.
+# For each room of the server, the rooms it may use; beside them, all may use the vocabulary.
 VOCABULARY = {"work", "servable", "events", "wording"}
 MAY_USE = {
     "explainers": {"explainers"},

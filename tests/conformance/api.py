@@ -22,8 +22,6 @@ AS_IT_IS = (bytes, bytes)
 """How requests are written and answers are read: bytes of bytes are the same bytes."""
 
 MIB = 1 << 20
-OVERHEAD = 4096
-"""What a message may hold beside a MiB of values: a rectangle, an id, a few numbers."""
 
 
 class Spec:

@@ -93,7 +93,7 @@ async def test_the_deadline_is_a_little_later_than_the_time_budget(
     assert budgets == [60.5, 0.0]
     [limited, unlimited] = server.deadlines
     assert limited is not None
-    assert 60.5 < limited <= 60.5 * 1.05 + 1
+    assert 60.5 < limited < 60.5 * 1.05 + 2  # gRPC may round the 64.525 s up
     assert unlimited is None or unlimited > 10**6
 
 

@@ -14,7 +14,7 @@ from fakes.serving import ADDRESS, FakeLoader, Gate, Offer, Served, served, sett
 from fakes.wide import Plain
 from vitrail.v1 import explanation_pb2 as pb
 from vitrail.v1.explanation_pb2_grpc import ExplanationServiceStub
-from vitrail_server.server import Server
+from vitrail_server.server import LAST_WORDS, Server
 
 from .conftest import fail_to_load
 from .messages import refusal_of, refused, spec, start
@@ -108,7 +108,8 @@ async def test_shutting_down_is_told_to_watchers_and_does_not_wait_for_them(tmp_
     gate = Gate(is_open=False)
     offer = Offer(model=Linear(weights(0, 1, (4, 4, 1))), gate=gate)
     offer.write(tmp_path / "m")
-    server = Server(settings_of(tmp_path, exit_timeout_secs=1000.0), FakeLoader({"m": offer}))
+    settings = settings_of(tmp_path, exit_timeout_secs=1000.0, upload_timeout_secs=1.2 * LAST_WORDS)
+    server = Server(settings, FakeLoader({"m": offer}))
     await server.__aenter__()
     await server.load()
     async with grpc.aio.insecure_channel(f"{ADDRESS}:{server.grpc_port}") as channel:
@@ -123,12 +124,16 @@ async def test_shutting_down_is_told_to_watchers_and_does_not_wait_for_them(tmp_
         assert await watcher.read() is grpc.aio.EOF
         await idle.write(start("late", request.spec))
         late = await idle.read()
+        await idle.write(start("slow", spec("m", b""), 1000))
+        slow = await idle.read()  # after a second and more, in which the explanation is waited for
         gate.open()
         answer = await explanation
         await stopping
         assert await idle.code() is not grpc.StatusCode.OK
 
     assert isinstance(late, pb.ExplainStreamResponse)
+    assert isinstance(slow, pb.ExplainStreamResponse)
+    assert refusal_of(slow.error).code is grpc.StatusCode.DEADLINE_EXCEEDED
     refusal = refusal_of(late.error)
     assert refusal.code is grpc.StatusCode.UNAVAILABLE
     assert refusal.message == "the server is shutting down; ask another one"

@@ -15,7 +15,7 @@ from tensorflow.python.framework import func_graph
 from saved_models import IMAGE, SUMS, numbers
 from savedmodel.conftest import DeviceThread, Load, Saved, load_model
 from vitrail.errors import FailedPrecondition
-from vitrail_server.savedmodel import freeze, functions
+from vitrail_server.savedmodel import freeze, functions, warm
 from vitrail_server.savedmodel.loader import SavedModelLoader
 from vitrail_server.savedmodel.memory import release_memory
 from vitrail_server.savedmodel.programs import Derivatives
@@ -217,15 +217,24 @@ def test_a_model_that_cannot_be_served_is_refused(
         load_model(saved(name), device.run)
 
 
+@pytest.fixture
+def _slots_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether they are depends on the processor, and with it the sizes that are chosen."""
+    monkeypatch.setattr(warm, "results_alike", lambda *_: True)
+
+
+@pytest.mark.usefixtures("_slots_alike")
 @pytest.mark.parametrize(("allowed", "chosen"), [(1, 1), (3, 2), (4, 4)])
 def test_max_batch_size_is_respected(saved: Saved, device: DeviceThread, allowed: int, chosen: int) -> None:
     model = load_model(saved("sigmoid"), device.run, max_batch_size=allowed)
     assert {each.batch_size for each in capabilities(model).batch_sizes} == {chosen}
 
 
-def test_memory_bounds_the_batch(saved: Saved, load: Load, device: DeviceThread) -> None:
+@pytest.mark.usefixtures("_slots_alike")
+def test_memory_bounds_the_batch(saved: Saved, device: DeviceThread) -> None:
     """A gradient keeps its activations, so fewer of its rows fit; one row is run however large it is."""
-    sizes = {each.kind: each.batch_size for each in capabilities(load(saved("convolutional"))).batch_sizes}
+    bounded = load_model(saved("convolutional"), device.run)
+    sizes = {each.kind: each.batch_size for each in capabilities(bounded).batch_sizes}
     assert sizes == {Kind.OCCLUDE: 16, Kind.GRADIENT: 8}
     model = SavedModelLoader(time_slice=1000, batch_bytes=1).load(
         name="small",

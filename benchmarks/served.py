@@ -54,7 +54,8 @@ class Served:
 
     def batch_size(self, model: str) -> int:
         """Return how many occluded images the server evaluates at once: its chunk."""
-        [version] = [each for each in self._client.model(model).versions if each.HasField("capabilities")]
+        versions = [each for each in self._client.model(model).versions if each.HasField("capabilities")]
+        version = max(versions, key=lambda each: each.version)  # the one that answers
         [size] = [each.batch_size for each in version.capabilities.batch_sizes if each.program == "occlude"]
         return size
 

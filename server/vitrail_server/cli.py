@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 
-from vitrail.errors import VitrailError
 from vitrail_server.logs import configure_logs
 from vitrail_server.settings import Settings, parse
 
@@ -17,10 +16,12 @@ def main() -> None:
     """Run the command line."""
     settings = parse(sys.argv[1:])
     configure_logs(settings.log_level, settings.log_format)
-    # TensorFlow reads its environment when it is imported, which the loader does.
+    # TensorFlow and gRPC read their environment when they are imported, which comes after this. What
+    # gRPC's core has to say of a port that cannot be had is said by us.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # What gRPC's core has to say of a port that cannot be had is said by us.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from vitrail.errors import VitrailError
+
     try:
         sys.exit(asyncio.run(_serve(settings)))
     except VitrailError as error:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -111,6 +112,27 @@ async def test_the_installed_commands_start_ask_and_stop(tmp_path: Path) -> None
     assert (health.returncode, said) == (0, b"SERVING\n")
     assert status == 0
     assert not [line for line in running.log if "Traceback" in line]
+
+
+async def test_a_port_in_use_is_said_in_one_line(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind((ADDRESS, 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        command = (
+            installed("vitrail-server"),
+            "--model-repository",
+            str(tmp_path),
+            *LOCAL,
+            "--grpc-port",
+            port,
+        )
+        process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE)
+        out, err = await process.communicate()
+
+    (line,) = err.decode().splitlines()
+    assert (process.returncode, out) == (1, b"")
+    assert line.startswith(f"vitrail-server: --grpc-port: {ADDRESS}:{port} cannot be had")
 
 
 async def test_the_first_signal_drains_what_is_in_flight(tmp_path: Path) -> None:

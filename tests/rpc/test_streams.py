@@ -35,6 +35,7 @@ from .messages import (
     refused,
     spec,
     start,
+    tensor,
 )
 
 SHAPE = (6, 8, 3)
@@ -327,7 +328,8 @@ async def test_half_closing_fails_incomplete_uploads_and_finishes_complete_ones(
 
 async def test_uploads_of_all_callers_together_hold_only_so_much(tmp_path: Path) -> None:
     what = without_data(spec("m", IMAGE))
-    async with talking(tmp_path, max_upload_bytes=1000) as talk:
+    rest = what.ByteSize()
+    async with talking(tmp_path, max_upload_bytes=2 * rest + 1000) as talk:
         other = Talk(talk.running)
         await other.say(start("a", what, len(DATA)), piece("a", DATA[:500]), cancel("unknown"))
         await other.say(start("b", spec("m", IMAGE)))
@@ -341,8 +343,23 @@ async def test_uploads_of_all_callers_together_hold_only_so_much(tmp_path: Path)
         await talk.running.at_rest(4)
 
     assert refusal.code is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "at most 1000 are held (--max-upload-bytes)" in refusal.message
+    assert f"at most {2 * rest + 1000} are held (--max-upload-bytes)" in refusal.message
     received(answers["a"])
+
+
+async def test_what_comes_along_with_an_upload_counts_too(tmp_path: Path) -> None:
+    """Else a start with a large fill, and an image that never comes, would hold memory beside the limit."""
+    what = without_data(spec("m", IMAGE, occlusion=occlusion(fill=pb.Fill(image=tensor(IMAGE)))))
+    async with talking(tmp_path, max_upload_bytes=1000) as talk:
+        await talk.say(start("a", what, len(DATA)))
+        await talk.say(start("b", what, len(DATA)))
+        refusal = await talk.refusal("b")
+        await talk.say(cancel("a"))
+        await talk.refusal("a")
+        await talk.running.at_rest(2)
+
+    assert refusal.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "(--max-upload-bytes)" in refusal.message
 
 
 async def test_cancelling_an_upload_a_queued_and_a_running_explanation(tmp_path: Path) -> None:

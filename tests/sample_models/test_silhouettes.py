@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ from PIL import Image
 
 from sample_models.silhouettes import DEMO_BODY, SIZE, WAIST_REACH, Silhouette, draw, random_body, render
 
+PICTURE = Path(__file__).parents[2] / "examples" / "photos" / "silhouette.png"
 UPRIGHT = dataclasses.replace(DEMO_BODY, lean=0.0)
 
 
@@ -93,6 +95,6 @@ def test_all_measures_are_independent_of_the_waist() -> None:
 
 
 def test_the_demo_picture_is_the_demo_body() -> None:
-    with Image.open("examples/photos/silhouette.png") as picture:
+    with Image.open(PICTURE) as picture:
         assert picture.mode == "L"
         np.testing.assert_array_equal(np.asarray(picture) / 255, render(DEMO_BODY).image[..., 0])

@@ -74,7 +74,7 @@ class Admission:
         """
         if self.upload_bytes + size > self._max_upload_bytes:
             raise ResourceExhausted(
-                f"an upload of {size} bytes would bring the unfinished uploads to "
+                f"{size} more bytes would bring the unfinished uploads to "
                 f"{self.upload_bytes + size} bytes; at most {self._max_upload_bytes} are held "
                 "(--max-upload-bytes): send smaller images, or try again later",
                 field="start.upload_bytes",

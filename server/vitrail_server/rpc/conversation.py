@@ -36,10 +36,18 @@ class Upload:
     """The bytes of an image that arrives in pieces. Holds no permit and no handle, and times out."""
 
     def __init__(self, spec: pb.ExplanationSpec, size: int, admission: Admission) -> None:
+        """Wait for `size` bytes of the image of `spec`.
+
+        Raises:
+            ResourceExhausted: the server holds too many bytes of unfinished uploads.
+
+        """
         self.spec = spec
         self.size = size
         self._admission = admission
         self._data = bytearray()
+        self._reserved = 0
+        self._reserve(spec.ByteSize())  # a fill, or further inputs, may be as large as the image
 
     @property
     def complete(self) -> bool:
@@ -67,7 +75,7 @@ class Upload:
                 f"{self.size}",
                 field="piece.data",
             )
-        self._admission.reserve(len(data))
+        self._reserve(len(data))
         self._data += data
 
     def finished_spec(self) -> pb.ExplanationSpec:
@@ -81,8 +89,13 @@ class Upload:
 
     def close(self) -> None:
         """Give the reserved bytes back."""
-        self._admission.release(self.received)
+        self._admission.release(self._reserved)
+        self._reserved = 0
         self._data.clear()
+
+    def _reserve(self, size: int) -> None:
+        self._admission.reserve(size)
+        self._reserved += size
 
 
 @dataclass(slots=True, eq=False)
@@ -242,10 +255,10 @@ class Conversation:
         """Wait for the pieces of an image."""
         try:
             _check_upload(start, self._limits.upload_bytes)
+            each.upload = Upload(start.spec, start.upload_bytes, self._engine.admission)
         except VitrailError as error:
             self._fail(name, error)
             return
-        each.upload = Upload(start.spec, start.upload_bytes, self._engine.admission)
         each.timer = asyncio.get_running_loop().call_later(
             self._limits.upload_seconds,
             self._fail,

@@ -96,7 +96,7 @@ class _Bench:
             f"first_tile_patch_{case.patch}",
             self._model,
             [done.first_tile / least for done, (_, least, _) in rounds],
-            target=FIRST_TILE,
+            target=self._target(FIRST_TILE),
             how=f"the first values of the same maps, over a forward of one image and one of {chunk}",
             detail={"chunk": chunk, "seconds": rounded(median(done.first_tile for done, _ in rounds))},
         )
@@ -121,7 +121,7 @@ class _Bench:
         return self._compared(
             "served_gradient",
             *_unzipped(rounds),
-            target=GRADIENT,
+            target=self._target(GRADIENT),
             how="a gradient map, client to client, over a compiled gradient of one image on the signature",
         )
 
@@ -138,7 +138,7 @@ class _Bench:
         return self._compared(
             f"outstanding_{OUTSTANDING}_gradients",
             *_unzipped(rounds),
-            target=THROUGHPUT,
+            target=self._target(THROUGHPUT),
             how=(
                 f"gradient maps per second with {OUTSTANDING} calls outstanding in one process, over "
                 f"compiled gradients per second on the signature in batches of {best}"
@@ -166,7 +166,7 @@ class _Bench:
             self._model,
             [latency / (alone + chunk) for (alone, latencies), chunk in rounds for latency in latencies],
             quantile=TAIL,
-            target=BESIDE,
+            target=self._target(BESIDE),
             how=(
                 "a gradient map while another caller's long occlusion goes on, 95th percentile, over a raw "
                 f"forward of {self._chunk} and the time of a gradient map on an idle server"
@@ -207,6 +207,9 @@ class _Bench:
                 "seconds_of_the_other": rounded(median(each.seconds for each in others)),
             },
         )
+
+    def _target(self, target: Target) -> Target | None:
+        return target if self._case.judged else None
 
     def _alone(self) -> Cost:
         return self._served.gradients(self._model, self._images, self._scale.seconds)

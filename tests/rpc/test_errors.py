@@ -203,6 +203,16 @@ async def test_more_targets_than_allowed_are_refused_naming_the_limit(zoo: Serve
         assert refusal.field == "spec.targets"
 
 
+async def test_a_list_of_millions_of_targets_is_not_looked_at(zoo: Served) -> None:
+    targets = pb.Targets(list=pb.TargetList(targets=[pb.Target()] * 1_000_000))
+    what = spec("many", picture(0, (2, 3, 1)), targets=targets)
+
+    refusal = await refused(zoo.explanations.Explain(pb.ExplainRequest(spec=what)))
+
+    assert refusal.code is Code.RESOURCE_EXHAUSTED  # and not that the first one of them is empty
+    assert refusal.message.startswith("1000000 targets are asked for; at most 64 are allowed")
+
+
 async def test_a_grid_over_the_limit_is_refused_before_anything_is_computed(zoo: Served) -> None:
     image = np.zeros((4096, 4096, 1), np.uint8)
     what = spec("huge", image, occlusion=occlusion(patch=1))
@@ -337,14 +347,18 @@ async def test_an_unexpected_fault_is_internal_and_tells_nothing(
 
 
 @pytest.mark.parametrize("rpc", ["Explain", "ExplainTiles", "ExplainStream"])
-async def test_bytes_that_are_no_message_are_invalid(zoo: Served, rpc: str) -> None:
+@pytest.mark.parametrize("data", [b"\xff\xff\xff", b"\x0a\x04\x0a\x02\xff\xff", b"\x0a\x7f"])
+async def test_bytes_that_are_no_message_are_invalid(zoo: Served, rpc: str, data: bytes) -> None:
+    """Nonsense; a name (of a model, or an id) that is not UTF-8; a message that ends too early."""
+    if rpc == "ExplainStream" and data[1] == 4:
+        data = data[2:]
     path = f"/vitrail.v1.ExplanationService/{rpc}"
     if rpc == "ExplainStream":
         call: Any = zoo.channel.stream_stream(path)()
-        await call.write(b"\xff\xff\xff")
+        await call.write(data)
         refusal = await refused(call.read())
     else:
-        refusal = await refused(send_bytes(zoo.channel, path, b"\xff\xff\xff"))
+        refusal = await refused(send_bytes(zoo.channel, path, data))
 
     assert refusal.code is Code.INVALID_ARGUMENT
     assert f"vitrail.v1.{rpc}Request" in refusal.message

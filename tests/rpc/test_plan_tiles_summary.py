@@ -1,5 +1,6 @@
 """The contract of a streamed map: one plan with what is really used, tiles to paste, one summary."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -321,6 +322,43 @@ async def test_what_a_reader_should_know_comes_as_warnings(fakes: Served) -> Non
 
     assert [each.kind for each in met.plan.warnings] == [pb.Warning.KIND_RESIDUAL_NEAR_ZERO]
     assert all("use KIND_OUTPUT" in each.message for each in met.plan.warnings)
+
+
+async def test_a_map_does_not_depend_on_its_company(fakes: Served) -> None:
+    """Twenty at once, whose rows share batches: to the bit what each is alone."""
+    asked: list[dict[str, Any]] = [
+        {
+            "image": picture(seed, GREY_SHAPE),
+            "occlusion": occlusion(3, 1 + seed % 3),
+            "priority": 1 + seed % 2,
+            "targets": pb.Targets(all=pb.AllTargets()),
+        }
+        for seed in range(20)
+    ]
+    alone = [await ask(fakes, "widths", **each) for each in asked]
+    together = await asyncio.gather(*(ask(fakes, "widths", **each) for each in asked))
+
+    for one, other in zip(alone, together, strict=True):
+        assert one.values.tobytes() == other.values.tobytes()
+        assert one.plan == other.plan
+        assert one.summary.diagnostics == other.summary.diagnostics
+
+
+async def test_what_is_not_finite_in_the_models_answers_is_passed_on_and_counted(tmp_path: Path) -> None:
+    class Fragile(Linear):
+        def outputs(self, image: NDArray[np.float64]) -> NDArray[np.float64]:
+            outputs = super().outputs(image)
+            return np.array([np.nan, outputs[1]]) if image[0, 0, 0] == 0 else outputs
+
+    async with served(tmp_path, {"m": Offer(model=Fragile(weights(0, 2, (4, 4, 1))))}) as running:
+        answer = await ask(running, "m", picture(0, (4, 4, 1)), occlusion=occlusion(2))
+
+    first, second = answer.values
+    assert np.isnan(first[:2, :2]).all()
+    assert np.isfinite(first[2:]).all()
+    assert np.isfinite(second).all()
+    assert [each.non_finite_values for each in answer.summary.diagnostics] == [4, 0]
+    assert [each.kind for each in answer.summary.warnings] == [pb.Warning.KIND_NON_FINITE]
 
 
 @pytest.mark.parametrize(

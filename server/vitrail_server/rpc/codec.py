@@ -11,7 +11,7 @@ import numpy as np
 from google.protobuf.duration_pb2 import Duration
 from numpy.typing import NDArray
 
-from vitrail.errors import InvalidArgument
+from vitrail.errors import InvalidArgument, ResourceExhausted
 from vitrail.tensors import from_tensor, to_tensor
 from vitrail.v1 import explanation_pb2 as pb
 from vitrail_server.explainers.fills import Blur, Constant, Fill, GivenImage, ImageMean
@@ -74,7 +74,7 @@ def prepare(
         image=image,
         output=_output(spec.output_name, description),
         inputs=_other_inputs(spec, description),
-        targets=_targets(spec.targets),
+        targets=_targets(spec.targets, limits),
         objective=_objective(spec.objective),
         values=tuple(spec.objective.values),
         limits=limits,
@@ -261,12 +261,12 @@ def _cast(array: NDArray[np.generic], dtype: np.dtype[np.generic], field: str) -
 def _refuse_non_finite(array: NDArray[np.generic], field: str) -> None:
     if not np.issubdtype(array.dtype, np.floating):
         return
-    bad = np.argwhere(~np.isfinite(array))
-    if len(bad):
-        where = tuple(int(i) for i in bad[0])
+    bad = ~np.isfinite(array)
+    count = np.count_nonzero(bad)
+    if count:
+        where = tuple(int(i) for i in np.unravel_index(bad.argmax(), bad.shape))
         raise InvalidArgument(
-            f"{field} has {len(bad)} values that are not finite; the first is {array[where]} at "
-            f"{list(where)}",
+            f"{field} has {count} values that are not finite; the first is {array[where]} at {list(where)}",
             field=field,
         )
 
@@ -289,9 +289,17 @@ def _output(name: str, description: Description) -> str:
     return outputs[0]
 
 
-def _targets(targets: pb.Targets) -> tuple[int | str, ...] | TopK | AllTargets | None:
+def _targets(targets: pb.Targets, limits: Limits) -> tuple[int | str, ...] | TopK | AllTargets | None:
     match targets.WhichOneof("choice"):
         case "list":
+            # A message has room for millions of them, which would take long to look at.
+            count = len(targets.list.targets)
+            if count > limits.targets:
+                raise ResourceExhausted(
+                    f"{count} targets are asked for; at most {limits.targets} are allowed per explanation: "
+                    "ask for fewer, or in several explanations",
+                    field="spec.targets",
+                )
             return tuple(_target(i, each) for i, each in enumerate(targets.list.targets))
         case "top_k":
             return TopK(targets.top_k)

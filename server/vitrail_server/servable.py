@@ -14,6 +14,7 @@ from vitrail_server.work import Kind, Result, Rows
 
 Task = Literal["CLASSIFICATION", "REGRESSION"]
 Resize = Literal["STRETCH", "CENTER_CROP"]
+TimeoutAction = Literal["REJECT", "DELAY"]
 ImageSize = tuple[int, int]
 """(height, width) in pixels."""
 
@@ -54,6 +55,40 @@ class Signature:
 
 
 @dataclass(frozen=True, slots=True)
+class QueuePolicy:
+    """How long requests to a model may wait for their turn, and how many may."""
+
+    timeout_action: TimeoutAction = "REJECT"
+    """What becomes of a request that waited too long: refused, or put behind all that did not."""
+    default_timeout: float = 0.0
+    """Seconds that a request may wait; 0: as long as it takes."""
+    allow_timeout_override: bool = False
+    """Whether a request may ask for a shorter wait than the default."""
+    max_queue_size: int = 0
+    """How many requests may wait; 0: as many as the server lets in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """How inference requests to a model come together in batches: Triton's `dynamic_batching`."""
+
+    preferred_batch_sizes: tuple[int, ...] = ()
+    """The batch sizes worth waiting for, smallest first; none: the largest possible."""
+    max_queue_delay: float = 0.0
+    """Seconds that a batch may wait for more requests."""
+    preserve_ordering: bool = False
+    """Whether replies leave in the order in which their requests came."""
+    priority_levels: int = 0
+    """How many priorities there are, 1 being the most urgent; 0: none."""
+    default_priority_level: int = 0
+    """The priority of a request that names none; 0 where there are none."""
+    default_queue_policy: QueuePolicy = field(default_factory=QueuePolicy)
+    """The policy of every priority without one of its own."""
+    priority_queue_policies: Mapping[int, QueuePolicy] = field(default_factory=dict)
+    """The policies of single priorities."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSettings:
     """What a model's config.pbtxt says, completed from the signature."""
 
@@ -73,6 +108,8 @@ class ModelSettings:
     """The names of an output's elements, by output."""
     max_batch_size: int | None = None
     """The largest batch the model may run. None: no limit."""
+    batching: Batching | None = None
+    """How inference requests are batched. None: the configuration does not say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from vitrail.errors import InvalidArgument
 from vitrail_server.repository.config import ModelConfig, TensorConfig, parse_config, read_config
 from vitrail_server.repository.parameters import Parameters
 from vitrail_server.repository.version_policy import All, Latest, Specific, VersionPolicy
+from vitrail_server.servable import Batching
 
 from .fakes import model_directory
 
@@ -51,6 +52,7 @@ def test_a_whole_configuration(tmp_path: Path) -> None:
         ),
         outputs=(TensorConfig("scores", "FP32", (2,)),),
         labels={"scores": ("cat", "dog")},
+        batching=Batching(),
         default_model_filename="net",
         parameters=Parameters(fill=(0.5,)),
         notes=(

@@ -36,11 +36,6 @@ EXAMPLES = {
     "batch_input": 'batch_input { kind: BATCH_ITEM_SHAPE target_name: "x" }',
     "batch_output": 'batch_output { target_name: "x" }',
     "cc_model_filenames": 'cc_model_filenames { key: "7.5" value: "x" }',
-    "dynamic_batching.preserve_ordering": "dynamic_batching { preserve_ordering: true }",
-    "dynamic_batching.priority_levels": "dynamic_batching { priority_levels: 2 }",
-    "dynamic_batching.default_priority_level": "dynamic_batching { default_priority_level: 1 }",
-    "dynamic_batching.default_queue_policy": "dynamic_batching { default_queue_policy { } }",
-    "dynamic_batching.priority_queue_policy": "dynamic_batching { priority_queue_policy { key: 1 } }",
     "sequence_batching": "sequence_batching { direct { } }",
     "ensemble_scheduling": 'ensemble_scheduling { step { model_name: "x" } }',
     "instance_group.rate_limiter": "instance_group { rate_limiter { priority: 2 } }",
@@ -98,7 +93,6 @@ def test_a_field_that_is_not_used_is_noted_once() -> None:
             "instance_group.count",
             "instance_group.kind",
             "instance_group.gpus",
-            "dynamic_batching.preferred_batch_size",
             "model_warmup",
         )
     )

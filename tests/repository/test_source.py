@@ -42,12 +42,12 @@ def test_what_the_operator_should_know_is_noted(tmp_path: Path) -> None:
         "01",
         config="""
             version_policy { specific { versions: [1, 7] } }
-            dynamic_batching { max_queue_delay_microseconds: 100 }
+            optimization { graph { level: 1 } }
             parameters { key: "vitrail.version_labels" value { string_value: "stable=1,canary=2" } }
         """,
     )
     assert read_model("m", path).notes == (
-        "'dynamic_batching.max_queue_delay_microseconds' is not used: a batch never waits for company",
+        "'optimization.graph' is not used: the graph is optimized as far as it pays on this machine",
         "ignored '01': its number starts with 0: versions count from 1, without leading zeros",
         "version 7 is specified for model 'm', but the version directory is not present",
         "version label 'canary' names version 2, which is not served",

@@ -43,6 +43,7 @@ def complete(config: ModelConfig, signature: Signature) -> ModelSettings:
         task=ours.task,
         labels=config.labels,
         max_batch_size=config.max_batch_size or None,
+        batching=config.batching,
     )
 
 

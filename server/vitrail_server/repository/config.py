@@ -13,10 +13,12 @@ from google.protobuf import text_format
 
 from vitrail.errors import InvalidArgument
 from vitrail_server.kserve.v2 import model_config_pb2 as triton
+from vitrail_server.repository.batching import read_batching
 from vitrail_server.repository.config_fields import check_fields
 from vitrail_server.repository.directory import CONFIG_FILENAME, ModelDirectory, read_labels
 from vitrail_server.repository.parameters import Parameters, read_parameters
 from vitrail_server.repository.version_policy import All, Latest, Specific, VersionPolicy
+from vitrail_server.servable import Batching
 from vitrail_server.wording import quoted, shortened
 
 PLATFORM = "tensorflow_savedmodel"
@@ -48,6 +50,7 @@ class ModelConfig:
     outputs: tuple[TensorConfig, ...] = ()
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The lines of the label files, by output."""
+    batching: Batching | None = None
     default_model_filename: str = ""
     parameters: Parameters = field(default_factory=Parameters)
     notes: tuple[str, ...] = ()
@@ -111,6 +114,7 @@ def _checked(message: triton.ModelConfig, directory: ModelDirectory) -> ModelCon
         inputs=_tensors("input", message.input, name),
         outputs=_tensors("output", message.output, name),
         labels=_labels(message.output, directory),
+        batching=read_batching(message, name),
         default_model_filename=_plain_filename(message.default_model_filename),
         parameters=parameters,
         notes=unused_fields + unused_parameters,

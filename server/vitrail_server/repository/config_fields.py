@@ -48,8 +48,6 @@ _TENSORRT = "it is for TensorRT models"
 _RESHAPE = "leave 'dims' and 'reshape' out: they are taken from the SavedModel"
 _ONE_DEVICE = "the server's one device runs every model"
 _RATE = "leave it out: the server shares its device fairly among requests"
-_PRIORITY = "leave it out: the priority is part of each request"
-_QUEUE = "leave it out: how long to wait and how many may wait are the server's settings"
 
 RULES: Mapping[str, Rule] = {
     "name": _honoured("equals the name of the directory"),
@@ -80,13 +78,13 @@ RULES: Mapping[str, Rule] = {
     "default_model_filename": _honoured("the SavedModel's name in the version's directory"),
     "cc_model_filenames": _refused("name the one SavedModel in 'default_model_filename'"),
     "parameters": _honoured("the keys 'vitrail.*'"),
-    "dynamic_batching.preferred_batch_size": _unused("batch sizes are measured at load"),
-    "dynamic_batching.max_queue_delay_microseconds": _unused("a batch never waits for company"),
-    "dynamic_batching.preserve_ordering": _refused("leave it out: replies leave as soon as they are ready"),
-    "dynamic_batching.priority_levels": _refused(_PRIORITY),
-    "dynamic_batching.default_priority_level": _refused(_PRIORITY),
-    "dynamic_batching.default_queue_policy": _refused(_QUEUE),
-    "dynamic_batching.priority_queue_policy": _refused(_QUEUE),
+    "dynamic_batching.preferred_batch_size": _honoured("1 to max_batch_size"),
+    "dynamic_batching.max_queue_delay_microseconds": _honoured("how long a batch waits for more requests"),
+    "dynamic_batching.preserve_ordering": _honoured("replies leave in the order of their requests"),
+    "dynamic_batching.priority_levels": _honoured("1 is the most urgent"),
+    "dynamic_batching.default_priority_level": _honoured("1 to priority_levels"),
+    "dynamic_batching.default_queue_policy": _honoured("how long requests may wait, and how many"),
+    "dynamic_batching.priority_queue_policy": _honoured("the same for one priority"),
     "sequence_batching": _refused("every request stands alone"),
     "ensemble_scheduling": _refused("export one SavedModel that contains all steps"),
     "instance_group.name": _unused(_ONE_DEVICE),

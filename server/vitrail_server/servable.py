@@ -92,8 +92,10 @@ class Batching:
 class ModelSettings:
     """What a model's config.pbtxt says, completed from the signature."""
 
-    image_input: str
-    """The input that holds the image."""
+    image_input: str | None
+    """The input that holds the image. None: the version predicts, and nothing of it can be explained."""
+    image_reason: str = ""
+    """Why no input holds the image; empty if one does."""
     image_range: tuple[float, float] = (0.0, 255.0)
     """What the pixel values 0 and 255 of an encoded image become."""
     image_resize: Resize = "STRETCH"
@@ -158,12 +160,16 @@ class Description:
 
     @property
     def image(self) -> TensorSpec:
-        """The image input: shape (batch, height, width, channels)."""
+        """The image input: shape (batch, height, width, channels). Only where there is one."""
+        if self.settings.image_input is None:
+            raise LookupError(self.settings.image_reason)
         return self.signature.inputs[self.settings.image_input]
 
     @property
     def image_sizes(self) -> tuple[ImageSize, ...]:
-        """The image sizes served."""
+        """The image sizes served; none without an image input."""
+        if self.settings.image_input is None:
+            return ()
         _, height, width, _ = self.image.shape or (-1, -1, -1, -1)
         return ((height, width),) if height > 0 and width > 0 else self.settings.image_sizes
 

@@ -7,7 +7,7 @@ from vitrail.errors import FailedPrecondition, InvalidArgument, VitrailError
 from vitrail_server.repository.completion import complete, served_signature
 from vitrail_server.repository.config import ModelConfig, TensorConfig
 from vitrail_server.repository.parameters import Parameters
-from vitrail_server.servable import ModelSettings, Signature, TensorSpec
+from vitrail_server.servable import Batching, ModelSettings, Signature, TensorSpec
 
 Shape = tuple[int, ...] | None
 
@@ -31,6 +31,16 @@ def refusal(config: ModelConfig, signature: Signature) -> VitrailError:
     with pytest.raises((InvalidArgument, FailedPrecondition)) as caught:
         complete(config, signature)
     return caught.value
+
+
+def reason(config: ModelConfig, signature: Signature) -> str:
+    """Return why a model is not explained; what else its configuration says must be kept."""
+    settings = complete(config, signature)
+    assert settings.image_input is None
+    assert settings.max_batch_size == (config.max_batch_size or None)
+    assert settings.labels == config.labels
+    assert settings.batching == config.batching
+    return settings.image_reason
 
 
 def with_parameters(**parameters: Any) -> ModelConfig:
@@ -107,11 +117,13 @@ def test_the_only_numeric_input_of_rank_4_is_the_image() -> None:
 
 def test_several_possible_images_need_a_name() -> None:
     signature = signature_of({"left": ("FP32", (-1, 4, 6, 3)), "right": ("FP32", (-1, 4, 6, 3))})
-    error = refusal(ModelConfig("m"), signature)
-    assert error.message == (
+    text = (
         "parameter 'vitrail.image_input' must name the input that holds the image, since several could: "
         "'left', 'right'"
     )
+    assert reason(ModelConfig("m"), signature) == text
+    error = refusal(with_parameters(fill=(0.5,)), signature)
+    assert error.message == text
     assert error.field == 'parameters["vitrail.image_input"]'
     assert complete(with_parameters(image_input="right"), signature).image_input == "right"
 
@@ -124,17 +136,33 @@ def test_a_named_image_must_be_one(name: str) -> None:
     )
 
 
-def test_a_model_without_an_image_is_refused() -> None:
-    error = refusal(ModelConfig("m"), signature_of({"x": ("FP32", (-1, 10)), "s": ("BYTES", None)}))
-    assert isinstance(error, FailedPrecondition)
-    assert error.message == (
-        "Vitrail explains image models, and no input of this SavedModel is numeric and of shape [N,H,W,C]; "
-        "it has: 'x' FP32 [-1,10], 's' BYTES of unknown rank"
+def test_a_model_without_an_image_predicts_without_being_explained() -> None:
+    signature = signature_of({"x": ("FP32", (-1, 10)), "s": ("BYTES", None)})
+    config = ModelConfig("m", max_batch_size=8, labels={"y": ("a", "b", "c", "d", "e")}, batching=Batching())
+    assert reason(config, signature) == (
+        "the model has no image input, only 'x' FP32 [-1,10], 's' BYTES of unknown rank: explanations need "
+        "a numeric one of shape [N,H,W,C]"
     )
+    assert complete(with_parameters(task="CLASSIFICATION"), signature).task == "CLASSIFICATION"
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"image_range": (0.0, 1.0)},
+        {"image_resize": "STRETCH"},
+        {"image_sizes": ((4, 6),)},
+        {"fill": (0.0,)},
+    ],
+)
+def test_a_configuration_that_speaks_of_an_image_needs_one(parameters: dict[str, Any]) -> None:
+    error = refusal(with_parameters(**parameters), signature_of({"x": ("FP32", (-1, 10))}))
+    assert isinstance(error, FailedPrecondition)
+    assert error.message.startswith("the model has no image input, only 'x' FP32 [-1,10]: ")
 
 
 def test_the_channels_must_be_fixed() -> None:
-    assert refusal(ModelConfig("m"), signature_of({"x": ("FP32", (-1, 4, 6, -1))})).message == (
+    assert reason(ModelConfig("m"), signature_of({"x": ("FP32", (-1, 4, 6, -1))})) == (
         "input 'x' has shape [-1,4,6,-1]: its last dimension, the channels, is free; export the model with a "
         "fixed number of channels"
     )
@@ -143,7 +171,7 @@ def test_the_channels_must_be_fixed() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_channels_first_is_recognised(channels: int) -> None:
     signature = signature_of({"x": ("FP32", (-1, channels, 224, 224))})
-    assert refusal(ModelConfig("m"), signature).message == (
+    assert reason(ModelConfig("m"), signature) == (
         f"input 'x' has shape [-1,{channels},224,224], which looks like [N,channels,height,width]; export "
         "the model with images [height,width,channels], or, if they are, give the input 'format: "
         "FORMAT_NHWC' in config.pbtxt"
@@ -161,7 +189,7 @@ def test_small_and_many_channelled_images_are_images(shape: tuple[int, ...]) -> 
 
 
 def test_free_height_and_width_need_sizes() -> None:
-    assert refusal(ModelConfig("m"), FREE_SIZE).message == (
+    assert reason(ModelConfig("m"), FREE_SIZE) == (
         "parameter 'vitrail.image_sizes' must list the sizes to serve, for example 224x224, since input 'x' "
         "takes any x any (height x width)"
     )

@@ -11,7 +11,7 @@ from fakes.servables import OUTPUT, describe
 from fakes.serving import Offer, Served, served
 from fakes.wide import Plain
 from vitrail.errors import FailedPrecondition
-from vitrail_server.servable import Capabilities, Signature, TensorSpec
+from vitrail_server.servable import Capabilities, Description, Signature, TensorSpec
 
 SHAPE = (6, 8, 3)
 LABELS = ("tabby cat", "espresso", "espresso maker")
@@ -60,10 +60,24 @@ def zoo_offers() -> dict[str, Offer]:
                 ),
             ),
         ),
+        "imageless": Offer(model=Plain((2, 2, 1), 1), description=without_image()),
         "unloadable": Offer(model=Plain((2, 2, 1), 1), on_load=fail_to_load),
         "misconfigured": Offer(model=Plain((2, 2, 1), 1), config="nonsense {"),
     }
 
+
+def without_image() -> Description:
+    """Return the description of a model that predicts, and whose predictions cannot be explained."""
+    described = describe((2, 2, 1), 1)
+    return replace(
+        described,
+        settings=replace(described.settings, image_input=None, image_reason=NO_IMAGE),
+        output_elements={},
+        capabilities=Capabilities(gradient_reason=NO_IMAGE, occlusion_reason=NO_IMAGE),
+    )
+
+
+NO_IMAGE = "the model has no image input: explanations need a numeric one of shape [N,H,W,C]"
 
 CONFIG = """
 version_policy { specific { versions: [1, 7] } }

@@ -17,7 +17,7 @@ from vitrail.v1 import explanation_pb2 as pb
 from vitrail.v1 import model_pb2
 from vitrail.v1.tensor_pb2 import Tensor
 
-from .conftest import SHAPE
+from .conftest import NO_IMAGE, SHAPE
 from .messages import MIB, indices, label, occlusion, refused, send_bytes, spec, whole
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -140,6 +140,18 @@ async def test_a_broken_model_is_unavailable_with_its_reason_and_no_delay(zoo: S
         assert refusal.code is Code.UNAVAILABLE
         assert reason in refusal.message
         assert refusal.retry_delay is None
+
+
+async def test_a_model_without_an_image_is_refused_with_the_reason(zoo: Served) -> None:
+    image = np.zeros((2, 2, 1), np.float32)
+    for method in ({"gradient": pb.Gradient()}, {"occlusion": occlusion(patch=1)}):
+        request = pb.ExplainRequest(spec=spec("imageless", image, **method))
+
+        refusal = await refused(zoo.explanations.Explain(request))
+
+        assert refusal.code is Code.FAILED_PRECONDITION
+        assert refusal.message == NO_IMAGE
+        assert refusal.field == "spec.model_name"
 
 
 async def test_a_method_that_the_model_cannot_do_is_a_failed_precondition_with_the_reason(

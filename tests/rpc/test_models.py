@@ -11,7 +11,7 @@ from fakes.serving import Served
 from vitrail.v1 import model_pb2 as pb
 from vitrail.v1.tensor_pb2 import DataType
 
-from .conftest import LABELS, zoo_offers
+from .conftest import LABELS, NO_IMAGE, zoo_offers
 from .messages import refused
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -81,6 +81,16 @@ async def test_a_version_says_what_it_cannot_do(zoo: Served) -> None:
         gradient_reason="no gradient passes ArgMax: export the scores before it",
         occlusion_reason="answers depend on the other images of a batch",
         frozen=True,
+    )
+
+
+async def test_a_version_without_an_image_says_so(zoo: Served) -> None:
+    (version,) = (await get(zoo, "imageless")).versions
+
+    assert version.state == State.STATE_AVAILABLE
+    assert version.image_input == ""
+    assert version.capabilities == pb.Capabilities(
+        gradient_reason=NO_IMAGE, occlusion_reason=NO_IMAGE, frozen=True
     )
 
 

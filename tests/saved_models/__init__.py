@@ -208,6 +208,29 @@ def whole_batch_only(path: Path) -> None:
     save(path, lambda image: {"loss": tf.reduce_mean(image)})
 
 
+def image_and_text(path: Path) -> None:
+    """An image beside a text, which no explanation can send."""
+
+    def predict(image: Tensor, words: Tensor) -> dict[str, Tensor]:
+        return {"y": _sums(image) + tf.cast(tf.strings.length(words), tf.float32)}
+
+    save(path, predict, others=[tf.TensorSpec((None, 1), tf.string)])
+
+
+def image_and_rate(path: Path) -> None:
+    """An image beside one number for the whole batch."""
+    save(path, lambda image, rate: {"y": _sums(image) * rate}, others=[tf.TensorSpec((), tf.float32)])
+
+
+def sums_and_differences(path: Path, dtype: Any = tf.float32) -> None:
+    """Triton's `simple`: OUTPUT0 = INPUT0 + INPUT1, OUTPUT1 = INPUT0 - INPUT1, all (N, 16)."""
+
+    def predict(INPUT0: Tensor, INPUT1: Tensor) -> dict[str, Tensor]:  # noqa: N803 - Triton's names
+        return {"OUTPUT0": INPUT0 + INPUT1, "OUTPUT1": INPUT0 - INPUT1}
+
+    save(path, predict, (None, 16), dtype, others=[tf.TensorSpec((None, 16), dtype)])
+
+
 def failing(path: Path) -> None:
     """Fails on every image."""
 

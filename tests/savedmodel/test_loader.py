@@ -200,21 +200,47 @@ def test_a_size_that_the_model_cannot_take_is_named(saved: Saved, device: Device
         load_model(path, device.run, image_sizes=((6, 6), (1, 6)))
 
 
+def test_a_model_that_does_not_run_is_refused(saved: Saved, device: DeviceThread) -> None:
+    message = "the model fails on a random image of 5x7: InvalidArgumentError: "
+    with pytest.raises(FailedPrecondition, match=message):
+        load_model(saved("failing"), device.run)
+
+
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "reason"),
     [
+        ("whole_batch_only", "no output has a row of numbers per image; export one of a numeric type"),
         (
-            "whole_batch_only",
-            "no output has a row of numbers per image; export one of a numeric type",
+            "image_and_text",
+            "input 'words' is BYTES, which cannot be sent with an image; export it as numbers",
         ),
-        ("failing", "the model fails on a random image of 5x7: InvalidArgumentError: "),
+        ("image_and_rate", "input 'rate' has the shape [], without a batch dimension; export it"),
     ],
 )
-def test_a_model_that_cannot_be_served_is_refused(
-    saved: Saved, device: DeviceThread, name: str, message: str
-) -> None:
-    with pytest.raises(FailedPrecondition, match=message):
-        load_model(saved(name), device.run)
+def test_a_model_that_cannot_be_explained_says_why(saved: Saved, load: Load, name: str, reason: str) -> None:
+    model = load(saved(name))
+    description = model.description
+    assert (description.settings.image_input, description.image_sizes) == (None, ())
+    assert description.output_elements == {}
+    assert description.settings.image_reason.startswith(reason)
+    found = description.capabilities
+    assert found.gradient_reason == found.occlusion_reason == description.settings.image_reason
+    for kind in (Kind.OCCLUDE, Kind.GRADIENT):
+        with pytest.raises(FailedPrecondition) as refusal:
+            model.program(kind, (5, 7))
+        assert refusal.value.message == description.settings.image_reason
+
+
+def test_a_model_without_an_image_is_loaded(saved: Saved, load: Load) -> None:
+    settings = {"image_input": None, "image_reason": "there is none"}
+    description = load(saved("sums_and_differences"), **settings).description
+    assert sorted(description.signature.inputs) == ["INPUT0", "INPUT1"]
+    assert description.capabilities == Capabilities("there is none", "there is none")
+    assert description.task == "REGRESSION"
+    labelled = load(saved("sums_and_differences"), labels={"OUTPUT0": ("a",) * 16}, **settings)
+    assert labelled.description.task == "CLASSIFICATION"
+    with pytest.raises(LookupError, match="there is none"):
+        _ = description.image
 
 
 @pytest.fixture

@@ -209,7 +209,9 @@ class ModelVersion(_message.Message):
     reason: _builtins.str
     """Why it is not available. Empty if it is."""
     image_input: _builtins.str
-    """The input that holds the image."""
+    """The input that holds the image. Empty if none does: the version predicts, and cannot be
+    explained; its capabilities say why.
+    """
     task: Global___ModelVersion.Task.ValueType
     """Whether the version classifies or regresses."""
     @_builtins.property

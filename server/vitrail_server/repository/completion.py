@@ -24,21 +24,30 @@ Numbers = TypeVar("Numbers", bound=tuple[float, ...])
 def complete(config: ModelConfig, signature: Signature) -> ModelSettings:
     """Return the settings of a version of the model whose SavedModel has this signature.
 
+    A model without an image input, or with one that cannot be told, predicts without being explained; only
+    where the configuration speaks of its image is that an error.
+
     Raises:
         InvalidArgument: the configuration does not fit the signature, or leaves open what it must say.
-        FailedPrecondition: the signature has no image input.
+        FailedPrecondition: the configuration speaks of an image, and the signature has none.
 
     """
     _check_names(config, signature)
     _check_shapes(config, signature)
     _check_labels(config, signature)
-    image = _image_input(config, signature)
+    try:
+        image = _image_input(config, signature)
+        sizes = _image_sizes(config, image)
+    except VitrailError as error:
+        if _speaks_of_an_image(config):
+            raise
+        return _without_image(config, error.message)
     ours, defaults = config.parameters, ModelSettings(image_input=image.name)
     return ModelSettings(
         image_input=image.name,
         image_range=_fitting("image_range", ours.image_range or defaults.image_range, image),
         image_resize=ours.image_resize or defaults.image_resize,
-        image_sizes=_image_sizes(config, image),
+        image_sizes=sizes,
         fill=_fill(ours.fill or defaults.fill, image),
         task=ours.task,
         labels=config.labels,
@@ -51,6 +60,24 @@ def served_signature(config: ModelConfig, signature: Signature) -> Signature:
     """Return the signature with the outputs that the configuration lists; with all if it lists none."""
     names = [output.name for output in config.outputs] or list(signature.outputs)
     return Signature(signature.inputs, {name: signature.outputs[name] for name in names})
+
+
+def _without_image(config: ModelConfig, reason: str) -> ModelSettings:
+    return ModelSettings(
+        image_input=None,
+        image_reason=reason,
+        task=config.parameters.task,
+        labels=config.labels,
+        max_batch_size=config.max_batch_size or None,
+        batching=config.batching,
+    )
+
+
+def _speaks_of_an_image(config: ModelConfig) -> bool:
+    ours = config.parameters
+    declared = any(tensor.declared_nhwc for tensor in config.inputs)
+    about_image = (ours.image_input, ours.image_range, ours.image_resize, ours.image_sizes, ours.fill)
+    return declared or any(about_image)
 
 
 def _check_names(config: ModelConfig, signature: Signature) -> None:
@@ -174,8 +201,7 @@ def _image_input(config: ModelConfig, signature: Signature) -> TensorSpec:
             )
     if not images:
         raise FailedPrecondition(
-            "Vitrail explains image models, and no input of this SavedModel is numeric and of shape "
-            f"[N,H,W,C]; it has: {inputs}"
+            f"the model has no image input, only {inputs}: explanations need a numeric one of shape [N,H,W,C]"
         )
     if len(images) > 1:
         raise _parameter_error(

@@ -11,7 +11,7 @@ import numpy as np
 from google.protobuf.duration_pb2 import Duration
 from numpy.typing import NDArray
 
-from vitrail.errors import InvalidArgument, ResourceExhausted
+from vitrail.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from vitrail.tensors import from_tensor, to_tensor
 from vitrail.v1 import explanation_pb2 as pb
 from vitrail_server.explainers.fills import Blur, Constant, Fill, GivenImage, ImageMean
@@ -68,6 +68,8 @@ def prepare(
         VitrailError: the request does not fit the model, the server or itself.
 
     """
+    if description.settings.image_input is None:
+        raise FailedPrecondition(description.settings.image_reason, field="spec.model_name")
     image, box = _image(spec.image, description, max_pixels)
     question = Question(
         description=description,

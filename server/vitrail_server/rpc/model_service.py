@@ -60,7 +60,7 @@ def _describe(message: pb.ModelVersion, description: Description, *, labels: boo
         _tensor(each, settings.labels.get(name, ()) if labels else ())
         for name, each in signature.outputs.items()
     )
-    message.image_input = settings.image_input
+    message.image_input = settings.image_input or ""
     message.task = pb.ModelVersion.Task.Value(f"TASK_{description.task}")
     message.capabilities.CopyFrom(_capabilities(description.capabilities))
 

@@ -16,7 +16,14 @@ from vitrail_server.savedmodel.graph import SIGMOID, SOFTMAX, Graph
 from vitrail_server.savedmodel.memory import release_memory
 from vitrail_server.savedmodel.probe import Run, Sample, common_elements, find_gradient, observe
 from vitrail_server.savedmodel.programs import Differentiate, Occlude
-from vitrail_server.savedmodel.signature import batch_size_of, per_image_outputs, read, row_layout
+from vitrail_server.savedmodel.signature import (
+    Exported,
+    NotExplainable,
+    batch_size_of,
+    per_image_outputs,
+    read,
+    row_layout,
+)
 from vitrail_server.savedmodel.warm import Bench
 from vitrail_server.servable import (
     Capabilities,
@@ -60,9 +67,9 @@ class SavedModelLoader:
     ) -> Servable:
         """Return the version whose SavedModel is at `path`, ready to serve.
 
-        `complete` gives the part of the signature that is served and the settings that fit it; it must
-        have chosen an image input of the shape (batch, height, width, channels), and the sizes where
-        these are free. `run` executes a call on the device's thread at the lowest priority and returns
+        `complete` gives the part of the signature that is served and the settings that fit it: an image
+        input of the shape (batch, height, width, channels) and the sizes where these are free, or why the
+        model has none. `run` executes a call on the device's thread at the lowest priority and returns
         its result.
 
         Raises:
@@ -74,6 +81,21 @@ class SavedModelLoader:
         signature, settings = complete(exported.signature)
         # The task and the rest are filled in when they are known.
         known = Description(name, version, signature, settings, "REGRESSION", frozenset(), {}, Capabilities())
+        if settings.image_input is not None:
+            try:
+                return self._explained(exported, known, run)
+            except NotExplainable as error:
+                settings = replace(settings, image_input=None, image_reason=error.message)
+        return LoadedModel(_unexplained(known, settings), {})
+
+    def _explained(self, exported: Exported, known: Description, run: Run) -> Servable:
+        """Return the version with the programs that explain it.
+
+        Raises:
+            NotExplainable: the model can only predict.
+
+        """
+        signature, settings = known.signature, known.settings
         samples = _samples(known)
         sample, *others = samples.values()
 
@@ -133,9 +155,11 @@ class LoadedModel:
         """Return the program for images of one of the sizes served.
 
         Raises:
-            FailedPrecondition: gradients are asked for and do not exist.
+            FailedPrecondition: there is no image to explain, or gradients are asked for and do not exist.
 
         """
+        if self.description.settings.image_input is None:
+            raise FailedPrecondition(self.description.settings.image_reason)
         if kind is Kind.GRADIENT and self.description.capabilities.gradient_reason:
             raise FailedPrecondition(self.description.capabilities.gradient_reason)
         return self._programs[kind, image_size]
@@ -146,12 +170,21 @@ class LoadedModel:
         release_memory()
 
 
+def _unexplained(known: Description, settings: ModelSettings) -> Description:
+    reason = settings.image_reason
+    return replace(
+        known,
+        settings=settings,
+        task=settings.task or ("CLASSIFICATION" if settings.labels else "REGRESSION"),
+        capabilities=Capabilities(gradient_reason=reason, occlusion_reason=reason),
+    )
+
+
 def _samples(known: Description) -> dict[ImageSize, Sample]:
+    image_input = known.image.name
     count = min(TRIAL, known.settings.max_batch_size or TRIAL)
     return {
-        size: Sample(
-            row_layout(known.signature, known.settings.image_input, size), known.settings.image_range, count
-        )
+        size: Sample(row_layout(known.signature, image_input, size), known.settings.image_range, count)
         for size in known.image_sizes
     }
 

@@ -16,7 +16,7 @@ from vitrail.errors import FailedPrecondition
 from vitrail_server.savedmodel.functions import FLOATS, Disconnected, Forward, Gradient, trace_gradient
 from vitrail_server.savedmodel.programs import Differentiate, ForwardFunction
 from vitrail_server.savedmodel.rows import NOTHING_HIDDEN, RowBuffer, RowLayout
-from vitrail_server.savedmodel.signature import Exported
+from vitrail_server.savedmodel.signature import Exported, NotExplainable
 from vitrail_server.servable import Signature
 from vitrail_server.wording import listed, quoted, reason_of
 from vitrail_server.work import GradientRows, Kind, Objective, OccludeRows, Rows, Subject
@@ -102,7 +102,8 @@ def observe(forward: Forward, fixed: int | None, sample: Sample, run: Run) -> Be
     one image if that fails.
 
     Raises:
-        FailedPrecondition: the model does not run, or no output has a row of numbers per image.
+        FailedPrecondition: the model does not run.
+        NotExplainable: no output has a row of numbers per image.
 
     """
     trial = tuple(position % len(sample.subjects) for position in range(fixed or len(sample.subjects)))
@@ -114,7 +115,7 @@ def observe(forward: Forward, fixed: int | None, sample: Sample, run: Run) -> Be
         raise _refusal(sample, error) from error
     elements = elements_of(first, len(trial))
     if not elements:
-        raise FailedPrecondition(
+        raise NotExplainable(
             "no output has a row of numbers per image; export one of a numeric type and the shape (None, ...)"
         )
     non_deterministic = not same(first, answers(forward, elements, sample, trial, run))

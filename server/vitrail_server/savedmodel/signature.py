@@ -28,6 +28,10 @@ DATATYPES = {dtype.name: datatype for datatype, dtype in DTYPES.items()} | {
 NUMBERS = "export it as numbers, FP32 for example"
 
 
+class NotExplainable(FailedPrecondition):
+    """The model can predict, but no map of its image can be made."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Exported:
     """A signature of a SavedModel in memory."""
@@ -70,20 +74,20 @@ def batch_size_of(signature: Signature) -> int | None:
     """Return the batch size that the signature's inputs fix; None if any will do.
 
     Raises:
-        FailedPrecondition: an input has no batch dimension, or two fix different sizes.
+        NotExplainable: an input has no batch dimension, or two fix different sizes.
 
     """
     fixed: dict[int, str] = {}
     for spec in signature.inputs.values():
         if not spec.shape:
-            raise FailedPrecondition(
+            raise NotExplainable(
                 f"input {quoted(spec.name)} has the shape {shape_text(spec.shape)}, without a batch "
                 "dimension; export it with the shape (None, ...)"
             )
         if spec.shape[0] >= 0:
             fixed[spec.shape[0]] = spec.name
     if len(fixed) > 1:
-        raise FailedPrecondition(
+        raise NotExplainable(
             f"the inputs {listed(fixed.values())} have the batch sizes {listed(fixed)}; export them with one"
         )
     return next(iter(fixed), None)
@@ -93,7 +97,7 @@ def row_layout(signature: Signature, image_input: str, size: ImageSize) -> RowLa
     """Return what a row with an image of `size` consists of.
 
     Raises:
-        FailedPrecondition: an input beside the image cannot be sent with it.
+        NotExplainable: an input beside the image cannot be sent with it.
 
     """
     image = signature.inputs[image_input]
@@ -119,11 +123,11 @@ def per_image_outputs(signature: Signature) -> tuple[str, ...]:
 def _input_layout(spec: TensorSpec) -> InputLayout:
     shape = (spec.shape or ())[1:]
     if spec.datatype not in DTYPES:
-        raise FailedPrecondition(
+        raise NotExplainable(
             f"input {quoted(spec.name)} is {spec.datatype}, which cannot be sent with an image; {NUMBERS}"
         )
     if any(extent < 0 for extent in shape):
-        raise FailedPrecondition(
+        raise NotExplainable(
             f"input {quoted(spec.name)} has the shape {shape_text(spec.shape)}; export it with every size "
             "but the batch fixed"
         )

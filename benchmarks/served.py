@@ -56,7 +56,7 @@ class Served:
         """Return how many occluded images the server evaluates at once: its chunk."""
         versions = [each for each in self._client.model(model).versions if each.HasField("capabilities")]
         version = max(versions, key=lambda each: each.version)  # the one that answers
-        [size] = [each.batch_size for each in version.capabilities.batch_sizes if each.program == "occlude"]
+        [size] = [each.batch_size for each in version.capabilities.batch_sizes if each.program == "forward"]
         return size
 
     def occlusion(self, model: str, image: Image, patch: int | tuple[int, int]) -> Occluded:

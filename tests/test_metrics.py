@@ -154,13 +154,13 @@ def test_counters_of_a_version_begin_at_zero_for_every_outcome() -> None:
 
 def test_batches_are_counted_by_program() -> None:
     metrics = Metrics()
-    metrics.batch_executed(BatchExecuted(Kind.OCCLUDE, rows=5, size=8, seconds=0.25))
-    metrics.batch_failed(Kind.OCCLUDE, out_of_memory=True)
+    metrics.batch_executed(BatchExecuted(Kind.FORWARD, rows=5, size=8, seconds=0.25))
+    metrics.batch_failed(Kind.FORWARD, out_of_memory=True)
     metrics.batch_failed(Kind.GRADIENT, out_of_memory=False)
-    metrics.rows_dropped(Kind.OCCLUDE, 2)
+    metrics.rows_dropped(Kind.FORWARD, 2)
     metrics.queue_changed(4, 2)
 
-    occlude, gradient = {"program": "occlude"}, {"program": "gradient"}
+    occlude, gradient = {"program": "forward"}, {"program": "gradient"}
     assert value(metrics, "vitrail_batch_rows_sum", occlude) == 5
     assert value(metrics, "vitrail_batch_rows_bucket", {**occlude, "le": "4.0"}) == 0
     assert value(metrics, "vitrail_batch_rows_bucket", {**occlude, "le": "8.0"}) == 1
@@ -530,8 +530,8 @@ async def test_rows_that_nobody_wants_any_more_are_dropped(
     submission.cancel()
     await work.rest()
 
-    assert value(work.metrics, "vitrail_batch_rows_sum", {"program": "occlude"}) == 4
-    assert value(work.metrics, "vitrail_batch_dropped_rows_total", {"program": "occlude"}) == 4
+    assert value(work.metrics, "vitrail_batch_rows_sum", {"program": "forward"}) == 4
+    assert value(work.metrics, "vitrail_batch_dropped_rows_total", {"program": "forward"}) == 4
 
 
 async def test_batches_that_fail_are_counted_by_reason(device_of: Callable[[HeldProgram], Workbench]) -> None:
@@ -541,5 +541,5 @@ async def test_batches_that_fail_are_counted_by_reason(device_of: Callable[[Held
 
     assert submission.error is not None
     for reason in ("out_of_memory", "error"):
-        of = {"program": "occlude", "reason": reason}
+        of = {"program": "forward", "reason": reason}
         assert value(work.metrics, "vitrail_batch_failures_total", of) == 1

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 class Kind(Enum):
     """Which Program a row is for."""
 
-    OCCLUDE = "occlude"
+    FORWARD = "forward"
     GRADIENT = "gradient"
 
 
@@ -89,7 +89,7 @@ class Result:
     """(n, elements): the wanted output per row, flattened."""
 
     gradients: NDArray[np.float32] | None = None
-    """(n, height, width, channels): d objective / d image per row. None from OCCLUDE."""
+    """(n, height, width, channels): d objective / d image per row. None from FORWARD."""
 
 
 class OutOfMemory(Exception):  # a condition that the device handles, not a failure

@@ -141,7 +141,7 @@ class TestByHand:
         run = OcclusionRun(ask(SUM_4X4, counting(4, 4), fill=(0.5,)), OcclusionParameters((2, 3)))
         assert run.parameters.stride == (2, 3)
         assert run.parameters.fill == Constant((0.5,))
-        assert run.kind is Kind.OCCLUDE
+        assert run.kind is Kind.FORWARD
         assert run.image_size == (4, 4)
 
     def test_provisional_pixels_show_the_mean_of_the_windows_so_far(self) -> None:

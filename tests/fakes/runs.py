@@ -14,7 +14,7 @@ SUBJECT = Subject(np.zeros((1, 1, 1), np.float32))
 class CountedRun:
     """Hands out `rows` rows, whatever they are."""
 
-    kind = Kind.OCCLUDE
+    kind = Kind.FORWARD
     image_size = (1, 1)
     map_shape = (1, 1, 1)
     plan: Plan | None = None
@@ -64,7 +64,7 @@ class CountedRun:
 class CostedProgram:
     """A Program whose batches take `seconds`, if it were ever executed."""
 
-    kind = Kind.OCCLUDE
+    kind = Kind.FORWARD
 
     def __init__(self, batch_size: int, seconds: float) -> None:
         self.batch_size = batch_size

@@ -83,7 +83,7 @@ async def test_the_forms_of_an_image_that_are_taken(zoo: Served, shape: tuple[in
     given = np.arange(144, dtype=dtype).reshape(shape)
 
     answer = await zoo.explanations.Explain(pb.ExplainRequest(spec=spec("colour", given)))
-    seen = zoo.offers["colour"].program(Kind.OCCLUDE, 7).subjects[-1].image
+    seen = zoo.offers["colour"].program(Kind.FORWARD, 7).subjects[-1].image
 
     assert list(answer.plan.map_shape) == [3, 6, 8]
     assert seen.dtype == np.float32
@@ -367,7 +367,7 @@ async def test_further_inputs_reach_the_model(zoo: Served) -> None:
     what = spec("beside", GREY, inputs=age, output_name="mood")
 
     answer = await zoo.explanations.Explain(pb.ExplainRequest(spec=what))
-    seen = zoo.offers["beside"].program(Kind.OCCLUDE).subjects[-1].inputs
+    seen = zoo.offers["beside"].program(Kind.FORWARD).subjects[-1].inputs
 
     assert answer.plan.output_name == "mood"
     assert seen["age"].dtype == np.float32

@@ -57,7 +57,7 @@ async def seen(gallery: Served, model: str, file: bytes) -> tuple[NDArray[Any], 
     """Return what the model sees of a file, and the part of it that the map covers."""
     what = spec(model, file, occlusion=occlusion(patch=1))
     answer = await gallery.explanations.Explain(pb.ExplainRequest(spec=what))
-    return gallery.offers[model].program(Kind.OCCLUDE).subjects[-1].image, answer.plan.source_box
+    return gallery.offers[model].program(Kind.FORWARD).subjects[-1].image, answer.plan.source_box
 
 
 async def refuse(gallery: Served, file: bytes, model: str = "colour") -> Refusal:

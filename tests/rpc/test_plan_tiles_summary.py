@@ -408,10 +408,10 @@ async def test_an_occlusion_whose_budget_ends_is_partial_and_says_what_it_has(tm
         gate.let_through()
         plan, tile = event_of(await call.read()), event_of(await call.read())
         # Some batches of 4 are under way. From now on a batch is known to take longer than the budget.
-        running.offers["m"].program(Kind.OCCLUDE).seconds = 1e6
+        running.offers["m"].program(Kind.FORWARD).seconds = 1e6
         gate.open()
         answer = received([plan, tile, *[event_of(each) async for each in _messages(call)]])
-        running.offers["m"].program(Kind.OCCLUDE).seconds = 0.001
+        running.offers["m"].program(Kind.FORWARD).seconds = 0.001
         complete = await ask(running, "m", image, occlusion=occlusion(2))
         scrape = await running.at_rest(2)
 
@@ -440,7 +440,7 @@ async def test_a_partial_map_is_returned_whole_too_with_nan_where_it_has_no_valu
         what = spec("m", picture(0, (8, 8, 1)), occlusion=occlusion(2), time_budget=Duration(seconds=3600))
         call = running.explanations.Explain(pb.ExplainRequest(spec=what))
         await gate.reached(1)
-        running.offers["m"].program(Kind.OCCLUDE).seconds = 1e6
+        running.offers["m"].program(Kind.FORWARD).seconds = 1e6
         gate.open()
         answer = await call
 
@@ -474,7 +474,7 @@ async def test_a_gradient_whose_budget_ends_has_the_first_targets(tmp_path: Path
 
 async def test_a_budget_that_is_over_before_the_first_batch_is_a_deadline(tmp_path: Path) -> None:
     async with served(tmp_path, {"m": Offer(model=Linear(weights(0, 1, (4, 4, 1))))}) as running:
-        running.offers["m"].program(Kind.OCCLUDE).seconds = 1e6
+        running.offers["m"].program(Kind.FORWARD).seconds = 1e6
         what = spec("m", picture(0, (4, 4, 1)), time_budget=Duration(seconds=60))
         refusal = await refused(running.explanations.Explain(pb.ExplainRequest(spec=what)))
         await running.at_rest(1)

@@ -51,7 +51,7 @@ async def finish_batch(program: Held, request: Request) -> None:
 class TestMaps:
     async def test_a_map_through_the_device_is_that_of_the_formula(self, stage: Stage) -> None:
         """Hiding one pixel of a linear model takes away weight times pixel."""
-        request = stage.submit(occlusion(), FakeProgram(MODEL, Kind.OCCLUDE, batch_size=4))
+        request = stage.submit(occlusion(), FakeProgram(MODEL, Kind.FORWARD, batch_size=4))
         await request.end()
         assert request.canvas
         assert request.canvas.final.all()
@@ -63,7 +63,7 @@ class TestMaps:
 
     async def test_maps_have_the_same_bits_alone_and_in_company(self, stage: Stage) -> None:
         model = Softmax(weights(1, 3, SHAPE))
-        occlude, gradient = FakeProgram(model, Kind.OCCLUDE, batch_size=8), FakeProgram(model, Kind.GRADIENT)
+        occlude, gradient = FakeProgram(model, Kind.FORWARD, batch_size=8), FakeProgram(model, Kind.GRADIENT)
 
         def submit(seed: int, caller: str) -> list[Request]:
             question = ask(model, picture(seed, SHAPE), targets=AllTargets())
@@ -165,7 +165,7 @@ class TestTimes:
             (4, 4, 2.0),
             (2, 4, 2.0),
         ]
-        assert {event.kind for event in stage.events.executed} == {Kind.OCCLUDE}
+        assert {event.kind for event in stage.events.executed} == {Kind.FORWARD}
 
 
 class TestCancelling:
@@ -241,7 +241,7 @@ class TestHandles:
     async def test_it_is_let_go_when_the_last_row_is_in_not_when_the_last_tile_is_read(
         self, stage: Stage
     ) -> None:
-        request = stage.submit(occlusion(), FakeProgram(MODEL, Kind.OCCLUDE, batch_size=16))
+        request = stage.submit(occlusion(), FakeProgram(MODEL, Kind.FORWARD, batch_size=16))
         await request.end(reads=False)
         assert request.handle.closed == 1
         request.read()
@@ -380,7 +380,7 @@ class TestOutOfMemory:
     async def test_it_halves_the_batch_and_loses_no_window(
         self, stage: Stage, caplog: pytest.LogCaptureFixture
     ) -> None:
-        program = FakeProgram(MODEL, Kind.OCCLUDE, batch_size=16, fits=5)
+        program = FakeProgram(MODEL, Kind.FORWARD, batch_size=16, fits=5)
         requests = [stage.submit(occlusion(seed), program, caller=str(seed)) for seed in range(3)]
         for seed, request in enumerate(requests):
             await request.end()
@@ -398,7 +398,7 @@ class TestOutOfMemory:
 
     async def test_the_batch_that_waited_behind_is_not_halved_twice(self, stage: Stage) -> None:
         """It was assembled with the old size: it is done in smaller batches, and nothing more is halved."""
-        inner = FakeProgram(MODEL, Kind.OCCLUDE, batch_size=16, fits=8)
+        inner = FakeProgram(MODEL, Kind.FORWARD, batch_size=16, fits=8)
         program = stage.held(inner)
         request = stage.submit(occlusion(), program)
         assert await program.begun() == 16
@@ -409,7 +409,7 @@ class TestOutOfMemory:
         assert stage.events.failed == [True]
 
     async def test_a_single_image_that_does_not_fit_is_refused(self, stage: Stage) -> None:
-        program = FakeProgram(MODEL, Kind.OCCLUDE, batch_size=4, fits=0)
+        program = FakeProgram(MODEL, Kind.FORWARD, batch_size=4, fits=0)
         request = stage.submit(occlusion(), program)
         await request.end()
         assert isinstance(request.submission.error, ResourceExhausted)
@@ -457,7 +457,7 @@ class TestSlowReaders:
 
 class TestTimeBudgets:
     async def test_a_budget_spent_in_the_queue_ends_the_run_without_a_plan(self, stage: Stage) -> None:
-        blocker, program = stage.held(CostedProgram(1, 5.0)), FakeProgram(MODEL, Kind.OCCLUDE)
+        blocker, program = stage.held(CostedProgram(1, 5.0)), FakeProgram(MODEL, Kind.FORWARD)
         stage.submit(CountedRun(3), blocker, priority=1)
         await blocker.begun()
         request = stage.submit(occlusion(), program, time_budget=4.0)
@@ -469,13 +469,13 @@ class TestTimeBudgets:
         assert request.handle.closed == 1
 
     async def test_a_budget_that_is_spent_already_ends_the_run_at_once(self, stage: Stage) -> None:
-        request = stage.submit(occlusion(), FakeProgram(MODEL, Kind.OCCLUDE), time_budget=0.0)
+        request = stage.submit(occlusion(), FakeProgram(MODEL, Kind.FORWARD), time_budget=0.0)
         assert request.submission.finished
         assert request.handle.closed == 1
 
     async def test_a_run_ends_within_its_budget_with_what_it_has(self, stage: Stage) -> None:
         """Batches of a second: the one that waits behind the running one is looked at again in its turn."""
-        program = stage.held(FakeProgram(MODEL, Kind.OCCLUDE, batch_size=4, seconds=1.0))
+        program = stage.held(FakeProgram(MODEL, Kind.FORWARD, batch_size=4, seconds=1.0))
         request = stage.submit(occlusion(), program, time_budget=5.5)
         while not request.submission.finished:
             await program.begun()

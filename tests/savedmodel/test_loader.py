@@ -29,7 +29,7 @@ def capabilities(model: Servable) -> Capabilities:
 
 def answer(model: Servable, image: Any, output: str = "y") -> Any:
     rows = OccludeRows(Subject(image), output, np.zeros((1, 4), np.int32))
-    return model.program(Kind.OCCLUDE, image.shape[:2]).execute([rows])[0].outputs[0]
+    return model.program(Kind.FORWARD, image.shape[:2]).execute([rows])[0].outputs[0]
 
 
 def differentiate(model: Servable, image: Any, output: str = "y", rows: int = 1) -> Any:
@@ -53,7 +53,7 @@ def test_a_plain_model_can_do_everything(saved: Saved, load: Load) -> None:
     found = capabilities(model)
     assert found == Capabilities(batch_sizes=found.batch_sizes)
     assert [(each.kind, each.image_size) for each in found.batch_sizes] == [
-        (Kind.OCCLUDE, (12, 10)),
+        (Kind.FORWARD, (12, 10)),
         (Kind.GRADIENT, (12, 10)),
     ]
     for each in found.batch_sizes:
@@ -225,7 +225,7 @@ def test_a_model_that_cannot_be_explained_says_why(saved: Saved, load: Load, nam
     assert description.settings.image_reason.startswith(reason)
     found = description.capabilities
     assert found.gradient_reason == found.occlusion_reason == description.settings.image_reason
-    for kind in (Kind.OCCLUDE, Kind.GRADIENT):
+    for kind in (Kind.FORWARD, Kind.GRADIENT):
         with pytest.raises(FailedPrecondition) as refusal:
             model.program(kind, (5, 7))
         assert refusal.value.message == description.settings.image_reason
@@ -261,7 +261,7 @@ def test_memory_bounds_the_batch(saved: Saved, device: DeviceThread) -> None:
     """A gradient keeps its activations, so fewer of its rows fit; one row is run however large it is."""
     bounded = load_model(saved("convolutional"), device.run)
     sizes = {each.kind: each.batch_size for each in capabilities(bounded).batch_sizes}
-    assert sizes == {Kind.OCCLUDE: 16, Kind.GRADIENT: 8}
+    assert sizes == {Kind.FORWARD: 16, Kind.GRADIENT: 8}
     model = SavedModelLoader(time_slice=1000, batch_bytes=1).load(
         name="small",
         version=1,

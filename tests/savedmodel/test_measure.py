@@ -139,7 +139,7 @@ def test_the_first_run_warms_up_and_the_fastest_of_the_others_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "expected"), [(Kind.OCCLUDE, 2 * 7 + 3 * 100), (Kind.GRADIENT, 2 * 7 + 900)]
+    ("kind", "expected"), [(Kind.FORWARD, 2 * 7 + 3 * 100), (Kind.GRADIENT, 2 * 7 + 900)]
 )
 def test_a_gradient_keeps_every_activation_and_a_forward_a_few(kind: Kind, expected: int) -> None:
     assert row_bytes(kind, 7, Activations(largest=100, total=900)) == expected

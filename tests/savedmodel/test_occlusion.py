@@ -30,7 +30,7 @@ def occlude_rows(
 
 def outputs(model: Servable, *parts: OccludeRows) -> list[Floats]:
     height, width, _ = parts[0].subject.image.shape
-    results = model.program(Kind.OCCLUDE, (height, width)).execute(parts)
+    results = model.program(Kind.FORWARD, (height, width)).execute(parts)
     assert all(result.gradients is None for result in results)
     return [result.outputs for result in results]
 
@@ -124,7 +124,7 @@ def test_a_row_has_the_same_bits_in_any_company_order_and_padding(
     saved: Saved, load: Load, parts: list[tuple[int, list[tuple[int, int, int, int]]]], order: list[int]
 ) -> None:
     model = load(saved("convolutional"))
-    assert model.program(Kind.OCCLUDE, (12, 10)).batch_size >= 9
+    assert model.program(Kind.FORWARD, (12, 10)).batch_size >= 9
     rows = [
         occlude_rows(IMAGES[which], np.array(windows, np.int32), np.zeros(1, np.float32))
         for which, windows in parts

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from vitrail.errors import FailedPrecondition
-from vitrail_server.savedmodel.programs import BatchProgram, Derivatives, Differentiate, Occlude
+from vitrail_server.savedmodel.programs import BatchProgram, Derivatives, Differentiate, Evaluate
 from vitrail_server.savedmodel.rows import Arrays, InputLayout, RowLayout
 from vitrail_server.work import GradientRows, Objective, OccludeRows, OutOfMemory, Rows, Subject
 
@@ -63,7 +63,7 @@ class Echo:
 
 def occlude(forward: Sums, batch_size: int, *, fixed: bool = False) -> BatchProgram:
     ticks = count()
-    return BatchProgram(Occlude(forward), LAYOUT, batch_size, fixed=fixed, clock=lambda: float(next(ticks)))
+    return BatchProgram(Evaluate(forward), LAYOUT, batch_size, fixed=fixed, clock=lambda: float(next(ticks)))
 
 
 def gradient_rows(value: float, output: str, *targets: int) -> GradientRows:

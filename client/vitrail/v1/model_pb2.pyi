@@ -360,7 +360,7 @@ class ChosenBatchSize(_message.Message):
     BATCH_SIZE_FIELD_NUMBER: _builtins.int
     SECONDS_FIELD_NUMBER: _builtins.int
     program: _builtins.str
-    """The program: "gradient" or "occlude"."""
+    """The program: "gradient" or "forward"."""
     height: _builtins.int
     """The image's size in pixels."""
     width: _builtins.int

@@ -67,7 +67,7 @@ class OcclusionRun:
 
     """
 
-    kind = Kind.OCCLUDE
+    kind = Kind.FORWARD
 
     def __init__(self, question: Question, parameters: OcclusionParameters) -> None:
         if question.description.capabilities.occlusion_reason:

@@ -15,7 +15,7 @@ from vitrail_server.savedmodel.functions import trace_forward
 from vitrail_server.savedmodel.graph import SIGMOID, SOFTMAX, Graph
 from vitrail_server.savedmodel.memory import release_memory
 from vitrail_server.savedmodel.probe import Run, Sample, common_elements, find_gradient, observe
-from vitrail_server.savedmodel.programs import Differentiate, Occlude
+from vitrail_server.savedmodel.programs import Differentiate, Evaluate
 from vitrail_server.savedmodel.signature import (
     Exported,
     NotExplainable,
@@ -117,7 +117,7 @@ class SavedModelLoader:
         )
         programs: dict[tuple[Kind, ImageSize], Program] = {}
         for size, each in samples.items():
-            programs[Kind.OCCLUDE, size] = bench.program(Occlude(forward), each, min(elements))
+            programs[Kind.FORWARD, size] = bench.program(Evaluate(forward), each, min(elements))
             if gradient:
                 tried = min(gradient.differentiable)
                 programs[Kind.GRADIENT, size] = bench.program(Differentiate(gradient), each, tried)

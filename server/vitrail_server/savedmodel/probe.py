@@ -215,7 +215,7 @@ def find_gradient(
 def example_rows(kind: Kind, subject: Subject, output: str, count: int) -> Rows:
     """Return rows of the ordinary kind: a window in the middle, or the highest element."""
     match kind:
-        case Kind.OCCLUDE:
+        case Kind.FORWARD:
             height, width, _ = subject.image.shape
             window = [height // 4, width // 4, height - height // 4, width - width // 4]
             return OccludeRows(subject, output, np.array([window] * count, np.int32))

@@ -67,10 +67,10 @@ class Computation(Protocol):
         """Return one result per part; together the parts fit into the buffer."""
 
 
-class Occlude:
+class Evaluate:
     """Forwards of images with one window hidden each."""
 
-    kind = Kind.OCCLUDE
+    kind = Kind.FORWARD
 
     def __init__(self, forward: ForwardFunction) -> None:
         self._forward = forward
@@ -178,7 +178,7 @@ def _spans(parts: Sequence[Rows]) -> Iterator[tuple[Rows, slice]]:
 
 def _windows(part: Rows) -> list[Window]:
     if not isinstance(part, OccludeRows):
-        raise TypeError("an occlude program takes OccludeRows")
+        raise TypeError("a forward program takes OccludeRows")
     return [(top, left, bottom, right) for top, left, bottom, right in part.windows.tolist()]
 
 

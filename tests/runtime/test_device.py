@@ -115,15 +115,61 @@ class TestPipeline:
         assert counted(request).done == 4
         assert counted(request).out == IN_FLIGHT * 4
 
-    async def test_a_new_caller_is_in_the_batch_behind_the_one_that_waits(self, stage: Stage) -> None:
+    async def test_a_new_caller_goes_before_the_batch_that_waits(self, stage: Stage) -> None:
         program, short = stage.held(CostedProgram(4, 0.1)), stage.held(CostedProgram(4, 0.1))
         long = stage.submit(CountedRun(400), program, caller="a")
         await program.begun()
         stage.submit(CountedRun(1), short, caller="b")
-        await finish_batch(program, long)
-        await program.begun()
+        assert counted(long).out == 4, "the batch that waited is taken apart, and the newcomer's is behind"
         await finish_batch(program, long)
         assert await short.begun() == 1
+        assert counted(long).out == 4, "and its rows wait again, behind the newcomer's"
+
+    async def test_a_new_caller_joins_the_batch_that_waits(self, stage: Stage) -> None:
+        blocker, program = stage.held(CostedProgram(1, 0.1)), stage.held(CostedProgram(8, 0.1))
+        first = stage.submit(CountedRun(1), blocker)
+        await blocker.begun()
+        requests = [stage.submit(CountedRun(3), program, caller=caller) for caller in "abc"]
+        blocker.open()
+        assert await program.begun() == 8
+        program.open()
+        for request in [first, *requests]:
+            await request.end()
+        assert program.executed == [8, 1]
+
+    async def test_newcomers_are_served_in_the_order_of_their_arrival(self, stage: Stage) -> None:
+        """The batch is taken apart for each of them, and each keeps its place in it."""
+        program, shorts = (
+            stage.held(CostedProgram(4, 0.1)),
+            [stage.held(CostedProgram(4, 0.1)) for _ in "abc"],
+        )
+        long = stage.submit(CountedRun(400), program, caller="long")
+        await program.begun()
+        newcomers = [
+            stage.submit(CountedRun(4), short, caller=caller)
+            for caller, short in zip("abc", shorts, strict=True)
+        ]
+        await finish_batch(program, long)
+        for short, newcomer in zip(shorts, newcomers, strict=True):
+            assert await short.begun() == 4
+            await finish_batch(short, newcomer)
+
+    async def test_no_row_is_lost_however_often_the_batch_is_taken_apart(self, stage: Stage) -> None:
+        program = stage.held(FakeProgram(MODEL, Kind.FORWARD, batch_size=4))
+        requests = [stage.submit(occlusion(0), program, caller="a")]
+        for seed in range(1, 6):
+            await program.begun()
+            requests.append(stage.submit(occlusion(seed), program, caller=str(seed)))
+            program.let()
+        program.open()
+        for seed, request in enumerate(requests):
+            await request.end()
+            expected = MODEL.weights[..., 0] * picture(seed, SHAPE)[..., 0]
+            assert request.canvas
+            np.testing.assert_allclose(request.canvas.values, expected, atol=1e-6)
+            assert request.submission.summary().done == 37
+            assert request.handle.closed == 1
+        assert sum(program.executed) == 6 * 37
 
     async def test_work_that_comes_while_the_device_is_idle_begins_at_once(self, stage: Stage) -> None:
         program = stage.held(CostedProgram(4, 0.1))
@@ -136,7 +182,7 @@ class TestPipeline:
         program = stage.held(CostedProgram(4, 0.1))
         requests = [stage.submit(CountedRun(5), program, caller=caller) for caller in "abcd"]
         await program.begun()
-        assert stage.events.queue == (3, 2)
+        assert stage.events.queue == (4, 2)
         program.open()
         for request in requests:
             await request.end()
@@ -154,7 +200,7 @@ class TestTimes:
         for request in [first, *requests]:
             await request.end()
         submissions = [request.submission for request in [first, *requests]]
-        assert [each.queue_seconds for each in submissions] == [0.0, 14.0, 14.0, 16.0]
+        assert [each.queue_seconds for each in submissions] == [0.0, 7.0, 7.0, 9.0]
         assert [each.device_seconds for each in submissions] == [14.0, 0.5, 1.5, 2.0]
 
     async def test_batches_are_reported_with_rows_and_size(self, stage: Stage) -> None:
@@ -171,7 +217,7 @@ class TestTimes:
 class TestCancelling:
     async def test_a_cancelled_run_gives_no_rows(self, stage: Stage) -> None:
         blocker, program = stage.held(CostedProgram(1, 0.1)), stage.held(CostedProgram(8, 0.1))
-        first = stage.submit(CountedRun(IN_FLIGHT), blocker)
+        first = stage.submit(CountedRun(IN_FLIGHT), blocker, priority=1)
         await blocker.begun()
         gone, stays = (stage.submit(CountedRun(3), program, caller=caller) for caller in "ab")
         gone.submission.cancel()

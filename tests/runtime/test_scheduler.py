@@ -151,6 +151,35 @@ class Policy(RuleBasedStateMachine):
         self.check(batch, able)
         return batch
 
+    @rule(data=st.data())
+    def take_apart(self, data: st.DataObject) -> None:
+        """A batch that is withdrawn leaves everybody's place as it was, however often that happens."""
+        formed = self.scheduler.next_batch(self.now)
+        if formed is None:
+            return
+        self.withdraw(formed)
+        before = self.places()
+        for _ in range(data.draw(st.integers(1, 3))):
+            again = self.scheduler.next_batch(self.now)
+            assert again is not None
+            self.withdraw(again)
+        assert self.places() == before
+
+    def withdraw(self, batch: Batch) -> None:
+        self.scheduler.withdraw(batch)
+        for part in batch.parts:
+            part.entry.run.give_back(part.work)
+
+    def places(self) -> list[tuple[float, bool, float, bool, float]]:
+        """Return where everybody stands: what the order is made of, but for the clocks."""
+        found = []
+        for entry in self.present:
+            priority = self.scheduler._priorities[entry.priority]
+            caller = priority.callers[entry.caller].turn
+            mine, its = round(entry.turn.served, 6), round(caller.served, 6)
+            found.append((mine, entry.turn.fresh, its, caller.fresh, priority.waiting_since))
+        return found
+
     def check(self, batch: Batch, able: list[Entry]) -> None:
         assert 0 < batch.rows <= batch.program.batch_size
         members = [part.entry for part in batch.parts]

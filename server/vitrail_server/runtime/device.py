@@ -1,8 +1,9 @@
 """The device: executes batches on one thread and keeps it busy.
 
 Everything here runs on the event loop except `_execute`, which runs on the device's lane. One assembled
-batch always waits behind the running one, so the device never idles while there is work; the rows of
-explanations that nobody wants any more are left out when the batch's turn comes.
+batch always waits behind the running one, so the device never idles while there is work. Until it begins it
+is no more than a proposal: when a Run arrives it is taken apart and assembled anew, so that the newcomer
+has its place in it. The rows of explanations that nobody wants any more are left out when its turn comes.
 """
 
 import asyncio
@@ -166,6 +167,15 @@ class _Outcome:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Dispatched:
+    """A batch on the device's lane."""
+
+    batch: Batch
+    owners: Sequence[Submission]
+    future: Future[_Outcome]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Chore:
     """A housekeeping call that another thread waits for."""
 
@@ -185,7 +195,7 @@ class Device:
         self._submissions: dict[int, Submission] = {}
         self._chores: deque[_Chore] = deque()
         self._in_flight = 0
-        self._batches = 0
+        self._batches: list[_Dispatched] = []
         self._loop = asyncio.get_running_loop()
         self._closed = False
 
@@ -201,7 +211,7 @@ class Device:
         priority: int = DEFAULT_PRIORITY,
         time_budget: float | None = None,
     ) -> Submission:
-        """Take a Run in; its rows may be part of the next batch.
+        """Take a Run in; its rows may be part of the next batch that begins.
 
         `held` is closed when the last row is absorbed. `arrived` is on the device's clock, and
         `time_budget` is in seconds from then.
@@ -219,6 +229,8 @@ class Device:
         self._scheduler.add(entry)
         if self._closed:
             submission.end(_shutting_down())
+        else:
+            self._reconsider()
         self.fill()
         return submission
 
@@ -278,11 +290,20 @@ class Device:
         for owner in owners:
             owner.dispatched()
         self._in_flight += 1
-        self._batches += 1
-        future = self._lane.submit(self._execute, batch)
-        future.add_done_callback(
-            lambda done: self._loop.call_soon_threadsafe(self._completed, batch, owners, done)
+        dispatched = _Dispatched(batch, owners, self._lane.submit(self._execute, batch))
+        self._batches.append(dispatched)
+        dispatched.future.add_done_callback(
+            lambda _: self._loop.call_soon_threadsafe(self._completed, dispatched)
         )
+
+    def _reconsider(self) -> None:
+        """Take back the batch that waits for its turn, unless it has begun meanwhile."""
+        if not self._batches or not self._batches[-1].future.cancel():
+            return
+        withdrawn = self._batches.pop()
+        self._in_flight -= 1
+        self._scheduler.withdraw(withdrawn.batch)
+        self._again(withdrawn)
 
     def _execute(self, batch: Batch) -> _Outcome:
         """Compute a batch, without the rows that nobody wants any more. On the device's thread."""
@@ -302,12 +323,15 @@ class Device:
         by_part = {id(part): result for part, result in zip(parts, results, strict=True)}
         return _Outcome(began, self._clock() - began, rows, dropped, by_part)
 
-    def _completed(self, batch: Batch, owners: Sequence[Submission], done: Future[_Outcome]) -> None:
+    def _completed(self, dispatched: _Dispatched) -> None:
+        if dispatched not in self._batches:
+            return  # it was withdrawn
         self._in_flight -= 1
-        self._batches -= 1
+        self._batches.remove(dispatched)
+        batch, owners, done = dispatched.batch, dispatched.owners, dispatched.future
         error = None if done.cancelled() else done.exception()
         if done.cancelled():
-            self._again(batch, owners)
+            self._again(dispatched)
         elif error is None:
             self._take_in(batch, owners, done.result())
         else:
@@ -316,7 +340,7 @@ class Device:
                 # One image may have made the whole batch fail: from now on each fails for itself only.
                 for part in batch.parts:
                     part.entry.alone = True
-                self._again(batch, owners)
+                self._again(dispatched)
             else:
                 owners[0].failed(_refusal(error))
         self.fill()
@@ -333,12 +357,12 @@ class Device:
         for part, owner in zip(batch.parts, owners, strict=True):
             owner.returned(part, outcome if id(part) in outcome.results else None)
 
-    def _again(self, batch: Batch, owners: Sequence[Submission]) -> None:
-        for part, owner in zip(batch.parts, owners, strict=True):
+    def _again(self, dispatched: _Dispatched) -> None:
+        for part, owner in zip(dispatched.batch.parts, dispatched.owners, strict=True):
             owner.returned(part, None)
 
     def _report_queue(self) -> None:
-        self._events.queue_changed(self._scheduler.waiting, self._batches)
+        self._events.queue_changed(self._scheduler.waiting, len(self._batches))
 
     def _end_stopped(self) -> None:
         """Tell the owners of Runs that ended without a batch: their time budget was spent in the queue."""

@@ -77,6 +77,8 @@ class Part:
     work: Work
     charged: float
     """Seconds of the device charged for it."""
+    was_fresh: tuple[bool, bool]
+    """Whether its Run and its caller were fresh before it; see `Turn`."""
 
     def __len__(self) -> int:
         return len(self.work.tag)
@@ -88,6 +90,8 @@ class Batch:
 
     program: Program
     parts: tuple[Part, ...]
+    waited: Mapping[int, float]
+    """Since when the priorities served by it had waited for it."""
 
     @property
     def rows(self) -> int:
@@ -130,7 +134,7 @@ class _Turns:
         self.clock = max(self.clock, turn.served)
 
     def charge(self, turn: Turn, seconds: float) -> None:
-        """Charge `turn` for a part of a batch."""
+        """Charge `turn` for a part of a batch; a negative charge is a refund."""
         turn.served += seconds
         turn.fresh = False
         self.clock += seconds / max(1, len(self.active))
@@ -211,6 +215,19 @@ class Scheduler:
                 return self._filled(entry, work, order[position + 1 :], size, now)
         return None
 
+    def withdraw(self, batch: Batch) -> None:
+        """Forget a batch that has not begun, so that the next decision is made afresh.
+
+        Who was first in it is so again, unless somebody comes before. The rows are given back by the caller.
+        """
+        for part in reversed(batch.parts):  # the first of a caller's Runs knows whether the caller was fresh
+            self._charge(part.entry, -part.charged)
+            if place := self._place(part.entry):
+                part.entry.turn.fresh, place[1].turn.fresh = part.was_fresh
+        for number, since in batch.waited.items():
+            if number in self._priorities:
+                self._priorities[number].waiting_since = since
+
     def settle(self, batch: Batch, seconds: float) -> None:
         """Correct what was charged for `batch` to the `seconds` it really took."""
         for part in batch.parts:
@@ -232,19 +249,27 @@ class Scheduler:
         caller.runs.begin(first.turn)
         self._priorities[first.priority].turns.begin(caller.turn)
         parts = []
+        waited = {entry.priority: self._priorities[entry.priority].waiting_since for entry, _ in chosen}
         for entry, rows in chosen:
             charged = program.seconds * len(rows.tag) / (size - free)
+            priority = self._priorities[entry.priority]
+            fresh = entry.turn.fresh, priority.callers[entry.caller].turn.fresh
             self._charge(entry, charged)
-            self._priorities[entry.priority].waiting_since = now
-            parts.append(Part(entry, rows, charged))
-        return Batch(program, tuple(parts))
+            priority.waiting_since = now
+            parts.append(Part(entry, rows, charged, fresh))
+        return Batch(program, tuple(parts), waited)
 
     def _charge(self, entry: Entry, seconds: float) -> None:
-        priority = self._priorities.get(entry.priority)
-        caller = priority.callers.get(entry.caller) if priority else None
-        if priority and caller:
+        if place := self._place(entry):
+            priority, caller = place
             caller.runs.charge(entry.turn, seconds)
             priority.turns.charge(caller.turn, seconds)
+
+    def _place(self, entry: Entry) -> tuple[_Priority, _Caller] | None:
+        """Return the priority and the caller of a Run; None if they are forgotten."""
+        priority = self._priorities.get(entry.priority)
+        caller = priority.callers.get(entry.caller) if priority else None
+        return (priority, caller) if priority and caller else None
 
     def _ready(self, entry: Entry) -> bool:
         return not (entry.paused or entry.cancelled or entry.run.finished)

@@ -451,7 +451,7 @@ class Workbench:
     program: HeldProgram
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def submit(self, rows: int, priority: int = 100) -> Submission:
+    def submit(self, rows: int, priority: int = 100) -> Submission[CountedRun]:
         return self.device.submit(
             CountedRun(rows),
             self.program,

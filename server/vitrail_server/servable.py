@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from vitrail_server.work import Kind, Result, Rows
+from vitrail_server.work import Kind, PredictRows, Result, Rows
 
 Task = Literal["CLASSIFICATION", "REGRESSION"]
 Resize = Literal["STRETCH", "CENTER_CROP"]
@@ -33,6 +33,10 @@ DTYPES: dict[str, np.dtype[np.generic]] = {
     "FP64": np.dtype("f8"),
 }
 """The NumPy type of each datatype that NumPy has; Triton's names, without BYTES and BF16."""
+
+
+DEFAULT_MAX_BATCH_SIZE = 4
+"""The most rows of one inference where the configuration does not say; Triton's default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +163,23 @@ class Description:
     capabilities: Capabilities
 
     @property
+    def batchable(self) -> bool:
+        """Whether rows of several requests may share a batch.
+
+        Every input has a free batch dimension, and every output too, apart from numbers for a whole batch.
+        """
+        inputs = [spec.shape for spec in self.signature.inputs.values()]
+        outputs = [spec.shape for spec in self.signature.outputs.values()]
+        return all(shape is None or shape[:1] == (-1,) for shape in inputs) and all(
+            not shape or shape[0] == -1 for shape in outputs
+        )
+
+    @property
+    def max_batch_size(self) -> int:
+        """The most rows of one inference, as Triton has it: 0 where there is no batch dimension."""
+        return (self.settings.max_batch_size or DEFAULT_MAX_BATCH_SIZE) if self.batchable else 0
+
+    @property
     def image(self) -> TensorSpec:
         """The image input: shape (batch, height, width, channels). Only where there is one."""
         if self.settings.image_input is None:
@@ -211,7 +232,14 @@ class Servable(Protocol):
     description: Description
 
     def program(self, kind: Kind, image_size: ImageSize) -> Program:
-        """Return the program for images of one of the sizes served; the same object every time."""
+        """Return the program that explains images of one of the sizes served; the same object every time."""
+
+    def predictor(self, rows: PredictRows) -> Program:
+        """Return the program for an inference; rows of the same shapes share one, and so their batches.
+
+        Images that could be explained go through the program that occludes, so that a prediction has the
+        very bits of a plan's scores.
+        """
 
     def close(self) -> None:
         """Give the memory back; called once, after the last handle is released."""

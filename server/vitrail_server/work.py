@@ -18,6 +18,7 @@ class Kind(Enum):
 
     FORWARD = "forward"
     GRADIENT = "gradient"
+    PREDICT = "predict"
 
 
 class Objective(Enum):
@@ -78,7 +79,25 @@ class GradientRows:
         return len(self.targets)
 
 
-Rows = OccludeRows | GradientRows
+@dataclass(frozen=True, slots=True, eq=False)
+class PredictRows:
+    """Inputs of an inference, for a forward without an explanation."""
+
+    inputs: Mapping[str, NDArray[np.generic]]
+    """Every input of the model by name; the first axis counts the rows."""
+    outputs: tuple[str, ...]
+    """The outputs wanted."""
+    count: int
+    """How many rows."""
+    batched: bool = True
+    """False: the inputs are the model's whole tensors, with or without a batch dimension, and go through it
+    alone, as one row."""
+
+    def __len__(self) -> int:
+        return self.count
+
+
+Rows = OccludeRows | GradientRows | PredictRows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,10 +105,13 @@ class Result:
     """What a Program computed for the rows of one Run."""
 
     outputs: NDArray[np.float32]
-    """(n, elements): the wanted output per row, flattened."""
+    """(n, elements): the wanted output per row, flattened. Of PredictRows, nothing: (n, 0)."""
 
     gradients: NDArray[np.float32] | None = None
     """(n, height, width, channels): d objective / d image per row. None from FORWARD."""
+
+    tensors: Mapping[str, NDArray[np.generic]] | None = None
+    """Of PredictRows: the wanted outputs by name, as the model gives them. None of other rows."""
 
 
 class OutOfMemory(Exception):  # a condition that the device handles, not a failure

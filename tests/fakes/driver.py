@@ -7,14 +7,14 @@ import numpy as np
 from fakes.canvas import Canvas
 from fakes.models import Model
 from fakes.servables import compute
-from vitrail_server.explainers.run import Run, Work
+from vitrail_server.explainers.run import Explanation, Work
 
 
 @dataclass
 class Driver:
     """Moves a Run on by random steps; the client's canvas is drained now and then."""
 
-    run: Run
+    run: Explanation
     model: Model
     seed: int = 0
     most_rows: int = 8
@@ -86,6 +86,6 @@ class Driver:
         return self.canvas
 
 
-def planned(run: Run) -> bool:
+def planned(run: Explanation) -> bool:
     """Whether the Run has a plan."""
     return run.plan is not None

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fakes.models import Model, Shape
+from vitrail_server.savedmodel.programs import predicted
 from vitrail_server.servable import (
     DTYPES,
     Capabilities,
@@ -15,7 +16,17 @@ from vitrail_server.servable import (
     Task,
     TensorSpec,
 )
-from vitrail_server.work import GradientRows, Kind, Objective, OccludeRows, OutOfMemory, Result, Rows, Subject
+from vitrail_server.work import (
+    GradientRows,
+    Kind,
+    Objective,
+    OccludeRows,
+    OutOfMemory,
+    PredictRows,
+    Result,
+    Rows,
+    Subject,
+)
 
 OUTPUT = "scores"
 
@@ -84,6 +95,10 @@ def compute(model: Model, rows: Rows) -> Result:
     if isinstance(rows, OccludeRows):
         outputs = [model.outputs(hidden(rows.subject, window)) for window in rows.windows.tolist()]
         return Result(np.array(outputs, np.float32))
+    if isinstance(rows, PredictRows):
+        (images,) = rows.inputs.values()
+        outputs = [model.outputs(image.astype(np.float64)) for image in images]
+        return predicted({OUTPUT: np.array(outputs, np.float32)}, len(rows))
     image = rows.subject.image.astype(np.float64)
     clean = model.outputs(image)
     gradients = [_gradient(model, rows, row, image, clean) for row in range(len(rows))]

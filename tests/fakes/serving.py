@@ -8,7 +8,7 @@ so that a test decides what happens while an explanation is being computed.
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,10 +26,13 @@ from vitrail.v1.model_pb2_grpc import ModelServiceStub
 from vitrail_server.events import ExplanationEnded
 from vitrail_server.metrics import Metrics
 from vitrail_server.repository.source import VersionSource
-from vitrail_server.servable import Description, ImageSize
+from vitrail_server.savedmodel.predict import Predictors
+from vitrail_server.savedmodel.programs import ForwardFunction
+from vitrail_server.savedmodel.rows import Arrays
+from vitrail_server.servable import Description, ImageSize, Program
 from vitrail_server.server import Server
 from vitrail_server.settings import Settings
-from vitrail_server.work import Kind, Result, Rows, Subject
+from vitrail_server.work import Kind, PredictRows, Result, Rows, Subject
 
 if TYPE_CHECKING:
     from vitrail.v1.explanation_pb2_grpc import ExplanationServiceAsyncStub
@@ -89,7 +92,7 @@ class GatedProgram(FakeProgram):
         self._gate = gate
 
     def execute(self, parts: Sequence[Rows]) -> list[Result]:
-        self.subjects += [part.subject for part in parts]
+        self.subjects += [part.subject for part in parts if not isinstance(part, PredictRows)]
         if self._gate is not None:
             self._gate.pass_through()
         return super().execute(parts)
@@ -107,6 +110,8 @@ class Offer:
     """The text of config.pbtxt; empty: there is none."""
     batch_size: int = 4
     gate: Gate | None = None
+    predict: ForwardFunction | None = None
+    """What answers an inference that the programs of explanations cannot take. None: nothing does."""
     on_load: Callable[[], None] = lambda: None
     """Called on the loading lane before a version is made; may wait or raise."""
     servables: dict[int, "FakeServable"] = field(default_factory=dict)
@@ -139,11 +144,29 @@ class FakeServable:
     def __init__(self, description: Description, offer: Offer) -> None:
         self.description = description
         self.programs = {kind: GatedProgram(offer.model, kind, offer.batch_size, offer.gate) for kind in Kind}
+        self.batches: list[int] = []
+        """The rows of every batch that `Offer.predict` answered."""
         self.closed = 0
+        self._offer = offer
+        self._predictors = Predictors(self._predict, max(1, description.max_batch_size), seconds=0.001)
 
     def program(self, kind: Kind, image_size: ImageSize) -> GatedProgram:
         assert image_size in self.description.image_sizes
         return self.programs[kind]
+
+    def predictor(self, rows: PredictRows) -> Program:
+        described = self.description
+        explained = described.settings.image_input is not None and rows.batched
+        if explained and set(rows.outputs) <= described.output_elements.keys():
+            return self.programs[Kind.FORWARD]
+        return self._predictors.program(rows)
+
+    def _predict(self, arrays: Arrays, wanted: Collection[str]) -> Arrays:
+        assert self._offer.predict is not None
+        if self._offer.gate is not None:
+            self._offer.gate.pass_through()
+        self.batches.append(max((len(array) for array in arrays.values() if array.ndim), default=1))
+        return {name: array for name, array in self._offer.predict(arrays, wanted).items() if name in wanted}
 
     def close(self) -> None:
         self.closed += 1

@@ -17,7 +17,7 @@ from vitrail_server.servable import (
     Signature,
     TensorSpec,
 )
-from vitrail_server.work import Kind
+from vitrail_server.work import Kind, PredictRows
 
 T = TypeVar("T")
 
@@ -73,6 +73,9 @@ class FakeServable:
         self._closing_error = closing_error
 
     def program(self, kind: Kind, image_size: ImageSize) -> Program:
+        raise AssertionError("nothing is computed here")
+
+    def predictor(self, rows: PredictRows) -> Program:
         raise AssertionError("nothing is computed here")
 
     def close(self) -> None:

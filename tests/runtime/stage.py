@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from fakes.canvas import Canvas
 from vitrail_server.events import BatchExecuted
@@ -108,7 +109,7 @@ class Request:
         self.canvas: Canvas | None = None
         self._changed = asyncio.Event()
         self._thread = threading.get_ident()
-        self.submission: Submission
+        self.submission: Submission[Any]
 
     def on_change(self) -> None:
         assert threading.get_ident() == self._thread

@@ -231,6 +231,38 @@ def sums_and_differences(path: Path, dtype: Any = tf.float32) -> None:
     save(path, predict, (None, 16), dtype, others=[tf.TensorSpec((None, 16), dtype)])
 
 
+def identities(path: Path, datatypes: Mapping[str, Any]) -> None:
+    """Gives every input back as `NAME_out`, whatever its type, (N, any)."""
+    specs = {name: tf.TensorSpec((None, None), dtype, name=name) for name, dtype in datatypes.items()}
+
+    def predict(**inputs: Tensor) -> dict[str, Tensor]:
+        return {f"{name}_out": tf.identity(tensor) for name, tensor in inputs.items()}
+
+    module = tf.Module()
+    module.predict = tf.function(predict, autograph=False).get_concrete_function(**specs)
+    tf.saved_model.save(module, str(path), signatures={"serving_default": module.predict})
+
+
+def scalars(path: Path) -> None:
+    """Takes and gives numbers without any dimension: y = 2 x, and the text of y."""
+
+    def predict(x: Tensor) -> dict[str, Tensor]:
+        return {"y": 2 * x, "text": tf.as_string(2 * x)}
+
+    save(path, predict, ())
+
+
+def ragged(path: Path) -> None:
+    """Of unknown rank: gives the input's square back, and how many rows it had."""
+
+    def predict(x: Tensor) -> dict[str, Tensor]:
+        return {"y": x * x, "rows": tf.boolean_mask(tf.shape(x)[:1], [True])}
+
+    module = tf.Module()
+    module.predict = tf.function(predict, input_signature=[tf.TensorSpec(None)], autograph=False)
+    tf.saved_model.save(module, str(path), signatures={"serving_default": module.predict})
+
+
 def failing(path: Path) -> None:
     """Fails on every image."""
 

@@ -1,4 +1,4 @@
-"""A Run: one explanation in progress, without any I/O.
+"""A Run: one explanation, or one inference, in progress, without any I/O.
 
 The scheduler asks a Run for rows (`take`), the device computes them, the Run takes the results in
 (`absorb`), in any order. Whatever can go wrong has a verb too: `give_back` when a batch did not fit,
@@ -143,27 +143,15 @@ class Summary:
 
 
 class Run(Protocol):
-    """One explanation in progress."""
+    """An explanation or an inference in progress, as scheduler and device see it."""
 
     @property
     def kind(self) -> Kind:
         """The Program that its rows are for."""
 
     @property
-    def image_size(self) -> ImageSize:
-        """The size of its image, which with `kind` names the Program."""
-
-    @property
-    def map_shape(self) -> tuple[int, ...]:
-        """(targets, height, width) or (targets, height, width, channels), known from the start."""
-
-    @property
-    def plan(self) -> Plan | None:
-        """None until the model has answered for the unperturbed image."""
-
-    @property
     def finished(self) -> bool:
-        """Nothing is out and nothing will come: `tiles` and `summary` are the last word."""
+        """Nothing is out and nothing will come."""
 
     @property
     def error(self) -> VitrailError | None:
@@ -183,6 +171,25 @@ class Run(Protocol):
 
     def stop(self) -> None:
         """Hand out nothing more, and finish with what is there: the time budget is spent."""
+
+
+class Explanation(Run, Protocol):
+    """An explanation in progress: a Run that makes a map.
+
+    Once it has `finished`, `tiles` and `summary` are the last word.
+    """
+
+    @property
+    def image_size(self) -> ImageSize:
+        """The size of its image, which with `kind` names the Program."""
+
+    @property
+    def map_shape(self) -> tuple[int, ...]:
+        """(targets, height, width) or (targets, height, width, channels), known from the start."""
+
+    @property
+    def plan(self) -> Plan | None:
+        """None until the model has answered for the unperturbed image."""
 
     def tiles(self) -> Sequence[Tile]:
         """Return the tiles that bring a client up to date since the last call.

@@ -19,7 +19,7 @@ from vitrail_server.explainers.gradient import GradientParameters, GradientRun, 
 from vitrail_server.explainers.grid import Edge, Order
 from vitrail_server.explainers.occlusion import OcclusionParameters, OcclusionRun, Resolution
 from vitrail_server.explainers.question import AllTargets, Limits, Question, TopK
-from vitrail_server.explainers.run import Diagnostics, Note, Plan, Run, Summary, Tile
+from vitrail_server.explainers.run import Diagnostics, Explanation, Note, Plan, Summary, Tile
 from vitrail_server.rpc.images import SourceBox, decode
 from vitrail_server.servable import DTYPES, Description, TensorSpec
 from vitrail_server.wording import quoted
@@ -59,7 +59,7 @@ def method_of(spec: pb.ExplanationSpec) -> str:
 
 def prepare(
     spec: pb.ExplanationSpec, description: Description, limits: Limits, max_pixels: int
-) -> tuple[Run, SourceBox]:
+) -> tuple[Explanation, SourceBox]:
     """Return the Run that answers a request, and the part of the image that its map covers.
 
     Slow for large images: not for the event loop.
@@ -102,7 +102,9 @@ def seconds_of(duration: Duration) -> float:
     return seconds
 
 
-def plan_message(plan: Plan, run: Run, description: Description, box: SourceBox, priority: int) -> pb.Plan:
+def plan_message(
+    plan: Plan, run: Explanation, description: Description, box: SourceBox, priority: int
+) -> pb.Plan:
     """Return the message of a plan: every value in it is the one really used."""
     message = pb.Plan(
         model_name=description.name,

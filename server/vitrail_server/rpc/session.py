@@ -17,7 +17,7 @@ from vitrail.errors import Cancelled, DeadlineExceeded, ResourceExhausted, Vitra
 from vitrail.v1 import explanation_pb2 as pb
 from vitrail_server.events import ExplanationEnded, ExplanationEvents, Urgency
 from vitrail_server.explainers.question import Limits
-from vitrail_server.explainers.run import Run, Summary, Tile
+from vitrail_server.explainers.run import Explanation, Summary, Tile
 from vitrail_server.repository.manager import Manager
 from vitrail_server.rpc import codec
 from vitrail_server.rpc.admission import Admission, Permit
@@ -48,11 +48,11 @@ class Engine:
 class _Started:
     """What a session has once its Run is with the device."""
 
-    run: Run
+    run: Explanation
     box: SourceBox
     description: Description
     priority: int
-    submission: Submission
+    submission: Submission[Explanation]
 
 
 class Session:
@@ -187,7 +187,7 @@ class Session:
                 self._first_tile = time.monotonic() - self._arrived
             yield message
 
-    def _summary_message(self, submission: Submission) -> pb.Summary:
+    def _summary_message(self, submission: Submission[Explanation]) -> pb.Summary:
         if self._plan is None:
             raise DeadlineExceeded(
                 "spec.time_budget was over before the model had evaluated one batch: allow more time",
@@ -286,7 +286,7 @@ def _execution_of(plan: pb.Plan) -> str:
     return pb.Plan.Execution.Name(plan.execution).removeprefix("EXECUTION_").lower()
 
 
-def _check_map_size(run: Run, max_map_bytes: int | None) -> None:
+def _check_map_size(run: Explanation, max_map_bytes: int | None) -> None:
     size = int(np.prod(run.map_shape)) * 4
     if max_map_bytes is not None and size > max_map_bytes:
         raise ResourceExhausted(

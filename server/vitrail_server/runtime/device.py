@@ -13,17 +13,18 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from vitrail.errors import Internal, ResourceExhausted, Unavailable, VitrailError
 from vitrail_server.events import BatchExecuted, DeviceEvents
-from vitrail_server.explainers.run import Plan, Run, Summary, Tile
+from vitrail_server.explainers.run import Explanation, Plan, Run, Summary, Tile
 from vitrail_server.runtime.lane import Lane
 from vitrail_server.runtime.scheduler import DEFAULT_PRIORITY, Batch, Entry, Part, Scheduler
 from vitrail_server.servable import Program
 from vitrail_server.work import OutOfMemory, Result
 
 T = TypeVar("T")
+R = TypeVar("R", bound=Run)
 log = logging.getLogger(__name__)
 
 IN_FLIGHT = 2
@@ -43,15 +44,26 @@ class Held(Protocol):
         """Let go."""
 
 
-class Submission:
+class Submission(Generic[R]):
     """A Run on its way through the device, as the rpc layer sees it.
 
-    `on_change` is called on the event loop whenever there may be a plan, tiles or the end to read.
+    `on_change` is called on the event loop whenever there may be a plan, tiles or the end to read. `backlog`
+    is how many batches may wait for the reader; None: any number.
     """
 
-    def __init__(self, device: "Device", entry: Entry, held: Held, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        device: "Device",
+        run: R,
+        entry: Entry,
+        held: Held,
+        on_change: Callable[[], None],
+        backlog: int | None,
+    ) -> None:
+        self.run = run
         self._device = device
         self._entry = entry
+        self._most = backlog
         self._held: Held | None = held
         self._on_change = on_change
         self._backlog = 0
@@ -62,9 +74,9 @@ class Submission:
         """Its share, by rows, of the seconds that its batches took."""
 
     @property
-    def plan(self) -> Plan | None:
+    def plan(self: "Submission[Explanation]") -> Plan | None:
         """The Run's plan; None until the model has answered for the unperturbed image."""
-        return self._entry.run.plan
+        return self.run.plan
 
     @property
     def error(self) -> VitrailError | None:
@@ -76,17 +88,17 @@ class Submission:
         """No more tiles will come than `tiles` returns now."""
         return self._entry.run.finished
 
-    def tiles(self) -> Sequence[Tile]:
+    def tiles(self: "Submission[Explanation]") -> Sequence[Tile]:
         """Return what is new for the reader, who has thereby caught up."""
         self._backlog = 0
         if self._entry.paused:
             self._entry.paused = False
             self._device.fill()
-        return self._entry.run.tiles()
+        return self.run.tiles()
 
-    def summary(self) -> Summary:
+    def summary(self: "Submission[Explanation]") -> Summary:
         """Return how it went; once finished, without error."""
-        return self._entry.run.summary()
+        return self.run.summary()
 
     def cancel(self) -> None:
         """Drop all work that has not begun. Does nothing once finished."""
@@ -113,7 +125,7 @@ class Submission:
                 self.queue_seconds = outcome.began - entry.arrived
             self.device_seconds += outcome.seconds * len(part) / outcome.rows
             self._backlog += 1
-            entry.paused = self._backlog >= BACKLOG
+            entry.paused = self._most is not None and self._backlog >= self._most
             self._absorb(part, outcome.results[id(part)])
         self._settle()
 
@@ -134,7 +146,7 @@ class Submission:
             self._entry.run.absorb(part.work, result)
         except Exception:
             log.exception("a run could not absorb its results")
-            self._entry.run.fail(Internal("the server could not turn the model's outputs into a map"))
+            self._entry.run.fail(Internal("the server could not take in what the model computed"))
             self._entry.cancelled = True
 
     def _settle(self) -> None:
@@ -171,7 +183,7 @@ class _Dispatched:
     """A batch on the device's lane."""
 
     batch: Batch
-    owners: Sequence[Submission]
+    owners: Sequence[Submission[Any]]
     future: Future[_Outcome]
 
 
@@ -192,7 +204,7 @@ class Device:
         self._clock = clock
         self._lane = Lane("device")
         self._scheduler = Scheduler()
-        self._submissions: dict[int, Submission] = {}
+        self._submissions: dict[int, Submission[Any]] = {}
         self._chores: deque[_Chore] = deque()
         self._in_flight = 0
         self._batches: list[_Dispatched] = []
@@ -201,7 +213,7 @@ class Device:
 
     def submit(
         self,
-        run: Run,
+        run: R,
         program: Program,
         held: Held,
         on_change: Callable[[], None],
@@ -210,11 +222,13 @@ class Device:
         arrived: float,
         priority: int = DEFAULT_PRIORITY,
         time_budget: float | None = None,
-    ) -> Submission:
+        backlog: int | None = BACKLOG,
+    ) -> Submission[R]:
         """Take a Run in; its rows may be part of the next batch that begins.
 
         `held` is closed when the last row is absorbed. `arrived` is on the device's clock, and
-        `time_budget` is in seconds from then.
+        `time_budget` is in seconds from then. `backlog` is how many batches may wait for the reader; None:
+        nobody reads before the end.
         """
         entry = Entry(
             run=run,
@@ -224,7 +238,7 @@ class Device:
             priority=priority,
             ends=None if time_budget is None else arrived + time_budget,
         )
-        submission = Submission(self, entry, held, on_change)
+        submission = Submission(self, run, entry, held, on_change, backlog)
         self._submissions[id(entry)] = submission
         self._scheduler.add(entry)
         if self._closed:
@@ -254,7 +268,7 @@ class Device:
         self._loop.call_soon_threadsafe(self._add_chore, run, refuse)
         return done.result()
 
-    def withdraw(self, submission: Submission) -> None:
+    def withdraw(self, submission: Submission[Any]) -> None:
         """Hand out no more rows of this submission."""
         entry = submission._entry  # noqa: SLF001 - the two classes are one mechanism
         self._scheduler.remove(entry)
@@ -345,7 +359,7 @@ class Device:
                 owners[0].failed(_refusal(error))
         self.fill()
 
-    def _take_in(self, batch: Batch, owners: Sequence[Submission], outcome: _Outcome) -> None:
+    def _take_in(self, batch: Batch, owners: Sequence[Submission[Any]], outcome: _Outcome) -> None:
         kind, size = batch.program.kind, batch.program.batch_size
         self._scheduler.settle(batch, outcome.seconds)
         if outcome.rows:
@@ -401,7 +415,9 @@ def _refusal(error: BaseException) -> VitrailError:
     if isinstance(error, VitrailError):
         return error
     if isinstance(error, OutOfMemory):
-        return ResourceExhausted("the device ran out of memory for a single image; use a smaller image")
+        return ResourceExhausted(
+            "the device ran out of memory for a single row; use a smaller image or input"
+        )
     log.error("a batch failed", exc_info=error)
     line = str(error).strip().partition("\n")[0][:200]
     return Internal(f"the model failed while it computed: {type(error).__name__}: {line}")

@@ -15,13 +15,16 @@ from numpy.typing import NDArray
 
 from vitrail_server.savedmodel.programs import Derivatives
 from vitrail_server.savedmodel.rows import Arrays
-from vitrail_server.savedmodel.signature import Exported
-from vitrail_server.servable import DTYPES
+from vitrail_server.savedmodel.signature import DATATYPES, Exported
+from vitrail_server.servable import TensorSpec
 from vitrail_server.wording import reason_of
 from vitrail_server.work import Objective, OutOfMemory
 
 Tensor: TypeAlias = Any
 """A tf.Tensor; TensorFlow carries no types."""
+
+TYPE_NAMES = {datatype: name for name, datatype in DATATYPES.items()}
+"""TensorFlow's name of each datatype."""
 
 FLOATS = frozenset({"FP16", "BF16", "FP32", "FP64"})
 """The datatypes that have a gradient."""
@@ -51,8 +54,8 @@ class Forward:
 
         """
         with _memory_errors():
-            tensors = self.concrete(*(tf.constant(arrays[name]) for name in self.inputs))
-            return {name: tensors[self.outputs.index(name)].numpy() for name in wanted}
+            tensors = self.concrete(*(_tensor(arrays[name]) for name in self.inputs))
+            return {name: _array(tensors[self.outputs.index(name)]) for name in wanted}
 
 
 def trace_forward(exported: Exported, outputs: Sequence[str]) -> Forward:
@@ -176,15 +179,34 @@ def _cotangent(y: Tensor, wanted: Tensor, targets: Tensor, objectives: Tensor, v
     return tf.where(is_chosen, slope[:, None], 0.0)
 
 
+def zeros(spec: TensorSpec) -> NDArray[np.generic]:
+    """Return zeros, or empty strings, that fit an input; 1 along every free axis."""
+    shape = (1,) if spec.shape is None else tuple(1 if extent < 0 else extent for extent in spec.shape)
+    if spec.datatype == "BYTES":
+        return np.full(shape, b"", object)
+    return np.zeros(shape, tf.as_dtype(TYPE_NAMES[spec.datatype]).as_numpy_dtype)
+
+
 def _specs(exported: Exported) -> list[Any]:
     return [
-        tf.TensorSpec(
-            [None if extent < 0 else extent for extent in spec.shape or ()],
-            tf.as_dtype(DTYPES[spec.datatype]),
-            name=f"input_{position}",
-        )
+        tf.TensorSpec(_shape(spec), tf.as_dtype(TYPE_NAMES[spec.datatype]), name=f"input_{position}")
         for position, spec in enumerate(exported.signature.inputs.values())
     ]
+
+
+def _shape(spec: TensorSpec) -> list[int | None] | None:
+    return None if spec.shape is None else [None if extent < 0 else extent for extent in spec.shape]
+
+
+def _tensor(array: NDArray[np.generic]) -> Tensor:
+    # Without a type TensorFlow could not tell that an empty array of objects is one of strings.
+    return tf.constant(array, tf.string if array.dtype == object else None)
+
+
+def _array(tensor: Tensor) -> NDArray[np.generic]:
+    found = tensor.numpy()
+    # A tensor without dimensions comes as the number or the bytes itself.
+    return found if isinstance(found, np.ndarray) else np.array(found, tensor.dtype.as_numpy_dtype)
 
 
 @contextmanager

@@ -4,16 +4,20 @@ Called on the loading thread. Tracing happens there; every execution of the mode
 batch at a time, so that the device can serve others in between.
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import tensorflow as tf
+
 from vitrail.errors import FailedPrecondition
 from vitrail_server.savedmodel.freeze import freeze
-from vitrail_server.savedmodel.functions import trace_forward
+from vitrail_server.savedmodel.functions import Forward, trace_forward, zeros
 from vitrail_server.savedmodel.graph import SIGMOID, SOFTMAX, Graph
 from vitrail_server.savedmodel.memory import release_memory
+from vitrail_server.savedmodel.predict import Predictors
 from vitrail_server.savedmodel.probe import Run, Sample, common_elements, find_gradient, observe
 from vitrail_server.savedmodel.programs import Differentiate, Evaluate
 from vitrail_server.savedmodel.signature import (
@@ -36,7 +40,10 @@ from vitrail_server.servable import (
     Signature,
     Task,
 )
-from vitrail_server.work import Kind
+from vitrail_server.wording import reason_of
+from vitrail_server.work import Kind, PredictRows
+
+log = logging.getLogger(__name__)
 
 TRIAL = 2
 """Images in the batch that probes a model: enough to tell a row per image and a dependent batch."""
@@ -86,7 +93,10 @@ class SavedModelLoader:
                 return self._explained(exported, known, run)
             except NotExplainable as error:
                 settings = replace(settings, image_input=None, image_reason=error.message)
-        return LoadedModel(_unexplained(known, settings), {})
+        forward = trace_forward(exported, tuple(signature.outputs))
+        seconds = self._warm(forward, signature, run)
+        description = _unexplained(known, settings)
+        return LoadedModel(description, {}, _predictors(forward, description, seconds))
 
     def _explained(self, exported: Exported, known: Description, run: Run) -> Servable:
         """Return the version with the programs that explain it.
@@ -141,15 +151,36 @@ class SavedModelLoader:
                 ),
             ),
         )
-        return LoadedModel(description, programs)
+        served = tuple(signature.outputs)
+        whole = forward if set(served) <= set(forward.outputs) else trace_forward(exported, served)
+        return LoadedModel(description, programs, _predictors(whole, description))
+
+    def _warm(self, forward: Forward, signature: Signature, run: Run) -> float:
+        """Run one row of zeros, and return the seconds that it takes once it is warm; 0 if it fails."""
+        inputs = {name: zeros(spec) for name, spec in signature.inputs.items()}
+        try:
+            run(lambda: forward(inputs, forward.outputs))
+            began = self._clock()
+            run(lambda: forward(inputs, forward.outputs))
+        except tf.errors.OpError as error:
+            # Zeros may be no input for this model; what is asked of it later is its caller's business.
+            log.info("a row of zeros does not run: %s", reason_of(error))
+            return 0.0
+        return self._clock() - began
 
 
 class LoadedModel:
     """One loaded version: a `servable.Servable`."""
 
-    def __init__(self, description: Description, programs: Mapping[tuple[Kind, ImageSize], Program]) -> None:
+    def __init__(
+        self,
+        description: Description,
+        programs: Mapping[tuple[Kind, ImageSize], Program],
+        predictors: Predictors,
+    ) -> None:
         self.description = description
         self._programs = dict(programs)
+        self._predictors: Predictors | None = predictors
 
     def program(self, kind: Kind, image_size: ImageSize) -> Program:
         """Return the program for images of one of the sizes served.
@@ -164,10 +195,32 @@ class LoadedModel:
             raise FailedPrecondition(self.description.capabilities.gradient_reason)
         return self._programs[kind, image_size]
 
+    def predictor(self, rows: PredictRows) -> Program:
+        """Return the program for an inference; rows of the same shapes get the same one."""
+        if self._predictors is None:
+            raise RuntimeError("the version is closed")
+        size = self._image_size(rows)
+        return self._predictors.program(rows) if size is None else self._programs[Kind.FORWARD, size]
+
     def close(self) -> None:
         """Give the memory back; called once, after the last handle is released."""
         self._programs.clear()
+        self._predictors = None
         release_memory()
+
+    def _image_size(self, rows: PredictRows) -> ImageSize | None:
+        """Return the size of the images whose program takes these rows; None if none does."""
+        description = self.description
+        if description.settings.image_input is None or not rows.batched:
+            return None
+        if not set(rows.outputs) <= description.output_elements.keys():
+            return None
+        height, width = rows.inputs[description.image.name].shape[1:3]
+        return (height, width) if (height, width) in description.image_sizes else None
+
+
+def _predictors(forward: Forward, description: Description, seconds: float = 0.0) -> Predictors:
+    return Predictors(forward, max(1, description.max_batch_size), seconds=seconds)
 
 
 def _unexplained(known: Description, settings: ModelSettings) -> Description:

@@ -227,6 +227,8 @@ def example_rows(kind: Kind, subject: Subject, output: str, count: int) -> Rows:
                 objective=Objective.OUTPUT,
                 values=np.zeros(count, np.float32),
             )
+        case Kind.PREDICT:
+            raise ValueError("no example is needed of an inference")
 
 
 def _integer_reason(signature: Signature, image_input: str, outputs: Sequence[str]) -> str:

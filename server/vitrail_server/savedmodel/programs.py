@@ -7,7 +7,7 @@ whoever is in the batch with it. NumPy only; the model is a function that is han
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from vitrail.errors import FailedPrecondition
 from vitrail_server.savedmodel.rows import NOTHING_HIDDEN, Arrays, RowBuffer, RowLayout, Window
 from vitrail_server.wording import listed, quoted
-from vitrail_server.work import GradientRows, Kind, OccludeRows, Result, Rows
+from vitrail_server.work import GradientRows, Kind, OccludeRows, PredictRows, Result, Rows, Subject
+
+AnyRows = TypeVar("AnyRows", bound=Rows)
 
 NEWEST = 0.2
 """The weight of the newest batch in the mean duration."""
@@ -68,7 +70,7 @@ class Computation(Protocol):
 
 
 class Evaluate:
-    """Forwards of images with one window hidden each."""
+    """Forwards of images, whole or with one window hidden each."""
 
     kind = Kind.FORWARD
 
@@ -76,10 +78,22 @@ class Evaluate:
         self._forward = forward
 
     def __call__(self, buffer: RowBuffer, parts: Sequence[Rows]) -> list[Result]:
-        """Return the outputs; all parts are OccludeRows."""
-        arrays = buffer.fill((part.subject, window) for part in parts for window in _windows(part))
-        outputs = self._forward(arrays, {part.output for part in parts})
-        return [Result(_flattened(outputs[part.output][span])) for part, span in _spans(parts)]
+        """Return the outputs; all parts are OccludeRows or PredictRows."""
+        arrays = buffer.fill(row for part in parts for row in self._images(part, buffer.layout))
+        outputs = self._forward(arrays, {name for part in parts for name in _wanted(part)})
+        return [_evaluated(part, outputs, span) for part, span in _spans(parts)]
+
+    def _images(self, part: Rows, layout: RowLayout) -> Iterator[tuple[Subject, Window]]:
+        match part:
+            case OccludeRows():
+                for top, left, bottom, right in part.windows.tolist():
+                    yield part.subject, (top, left, bottom, right)
+            case PredictRows():
+                for row in range(len(part)):
+                    others = {name: part.inputs[name][row] for name in layout.others}
+                    yield Subject(part.inputs[layout.image_input][row], others), NOTHING_HIDDEN
+            case _:
+                raise TypeError("a forward program takes OccludeRows and PredictRows")
 
 
 class Differentiate:
@@ -97,10 +111,11 @@ class Differentiate:
             FailedPrecondition: an output wanted has no gradient.
 
         """
-        arrays = buffer.fill((part.subject, NOTHING_HIDDEN) for part in parts for _ in range(len(part)))
-        derivatives = self._derivatives([_gradient_rows(part) for part in parts], buffer.size)
-        outputs, gradients = self._gradient(arrays, derivatives, {part.output for part in parts})
-        return [Result(outputs[part.output][span], gradients[span]) for part, span in _spans(parts)]
+        rows = [_gradient_rows(part) for part in parts]
+        arrays = buffer.fill((part.subject, NOTHING_HIDDEN) for part in rows for _ in range(len(part)))
+        derivatives = self._derivatives(rows, buffer.size)
+        outputs, gradients = self._gradient(arrays, derivatives, {part.output for part in rows})
+        return [Result(outputs[part.output][span], gradients[span]) for part, span in _spans(rows)]
 
     def _derivatives(self, parts: Sequence[GradientRows], size: int) -> Derivatives:
         """Return what each row asks for, padded with the last row's."""
@@ -168,7 +183,7 @@ class BatchProgram:
         return True
 
 
-def _spans(parts: Sequence[Rows]) -> Iterator[tuple[Rows, slice]]:
+def _spans(parts: Sequence[AnyRows]) -> Iterator[tuple[AnyRows, slice]]:
     """Yield each part with the rows of the batch that are its own."""
     start = 0
     for part in parts:
@@ -176,10 +191,19 @@ def _spans(parts: Sequence[Rows]) -> Iterator[tuple[Rows, slice]]:
         start += len(part)
 
 
-def _windows(part: Rows) -> list[Window]:
-    if not isinstance(part, OccludeRows):
-        raise TypeError("a forward program takes OccludeRows")
-    return [(top, left, bottom, right) for top, left, bottom, right in part.windows.tolist()]
+def _wanted(part: Rows) -> tuple[str, ...]:
+    return part.outputs if isinstance(part, PredictRows) else (part.output,)
+
+
+def _evaluated(part: Rows, outputs: Mapping[str, NDArray[np.generic]], span: slice) -> Result:
+    if isinstance(part, PredictRows):
+        return predicted({name: outputs[name][span] for name in part.outputs}, len(part))
+    return Result(_flattened(outputs[part.output][span]))
+
+
+def predicted(tensors: Mapping[str, NDArray[np.generic]], rows: int) -> Result:
+    """Return the result of PredictRows."""
+    return Result(np.zeros((rows, 0), np.float32), tensors=tensors)
 
 
 def _gradient_rows(part: Rows) -> GradientRows:

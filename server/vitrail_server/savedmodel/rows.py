@@ -50,6 +50,7 @@ class RowBuffer:
 
     def __init__(self, layout: RowLayout, size: int) -> None:
         self.size = size
+        self.layout = layout
         self._images = np.zeros((size, *layout.image.shape), layout.image.dtype)
         self._others = {
             name: np.zeros((size, *each.shape), each.dtype) for name, each in layout.others.items()

@@ -97,7 +97,10 @@ def test_a_map_of_windows_has_one_cell_per_window() -> None:
 
 def test_rectangles_of_a_non_square_image_in_raster_order() -> None:
     rows, columns = windows_along(3, 2, 2, "CLIP"), windows_along(5, 3, 2, "CLIP")
-    assert rectangles_of(rows, columns).tolist() == [[0, 0, 2, 3], [0, 2, 2, 5], [2, 0, 3, 3], [2, 2, 3, 5]]
+    every = np.arange(4, dtype=np.int32)
+    wanted = [[0, 0, 2, 3], [0, 2, 2, 5], [2, 0, 3, 3], [2, 2, 3, 5]]
+    assert rectangles_of(rows, columns, every).tolist() == wanted
+    assert rectangles_of(rows, columns, every[[2, 1]]).tolist() == [wanted[2], wanted[1]]
 
 
 @pytest.mark.parametrize(

@@ -81,11 +81,11 @@ def window_cells(windows: Windows) -> Cells:
     return Cells(np.arange(len(windows) + 1, dtype=np.int32), each, each)
 
 
-def rectangles_of(rows: Windows, columns: Windows) -> NDArray[np.int32]:
-    """Return (n, 4): top, left, bottom, right of every window in raster order."""
-    top, left = np.meshgrid(rows.starts, columns.starts, indexing="ij")
-    bottom, right = np.meshgrid(rows.stops, columns.stops, indexing="ij")
-    return np.stack([top, left, bottom, right], -1).reshape(-1, 4).astype(np.int32)
+def rectangles_of(rows: Windows, columns: Windows, positions: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return (n, 4): top, left, bottom, right of the windows at these raster positions (n,)."""
+    row, column = np.divmod(positions, len(columns))
+    edges = (rows.starts[row], columns.starts[column], rows.stops[row], columns.stops[column])
+    return np.stack(edges, -1).astype(np.int32)
 
 
 def coarsest_step(rows: int, columns: int) -> int:
@@ -102,10 +102,9 @@ def evaluation_order(rows: int, columns: int, order: Order) -> NDArray[np.int32]
     PROGRESSIVE goes from the coarsest step down to 1, halving it each time; each pass takes, in
     raster order, the windows on multiples of its step that no pass before took.
     """
-    step = np.array(1)
-    if order == "PROGRESSIVE":
-        step = steps(rows, columns)
-    return np.argsort(np.broadcast_to(-step, (rows, columns)).ravel(), kind="stable").astype(np.int32)
+    if order == "RASTER":
+        return np.arange(rows * columns, dtype=np.int32)
+    return np.argsort(-steps(rows, columns).ravel(), kind="stable").astype(np.int32)
 
 
 def steps(rows: int, columns: int) -> NDArray[np.int32]:

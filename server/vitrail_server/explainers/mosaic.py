@@ -18,6 +18,9 @@ from vitrail_server.explainers.run import Tile
 FEW_TILES = 4
 """From this many provisional rectangles on, their bounding box is sent instead, if all of it has values."""
 
+AT_ONCE = 2**17
+"""Values that are worked out at a time: sums are kept in double precision, several times as large."""
+
 
 class Mosaic:
     """Window scores and the map they make.
@@ -115,12 +118,15 @@ class Mosaic:
         top, left, bottom, right = box
         rows = slice(self._rows.first[top], self._rows.last[bottom - 1] + 1)
         columns = slice(self._columns.first[left], self._columns.last[right - 1] + 1)
-        scores = np.where(self.evaluated[rows, columns], self.scores[:, rows, columns], np.float32(0))
         known = counts > 0
-        with np.errstate(invalid="ignore"):  # infinite scores pass through, and are counted
-            sums = _sum_windows(scores.astype(np.float64), self._rows, top, bottom, axis=1)
-            sums = _sum_windows(sums, self._columns, left, right, axis=2)
-            values = (sums / np.maximum(counts, 1)).astype(np.float32)
+        values = np.empty((len(self.scores), bottom - top, right - left), np.float32)
+        evaluated, some = self.evaluated[rows, columns], max(1, AT_ONCE // known.size)
+        for targets in (slice(first, first + some) for first in range(0, len(values), some)):
+            scores = np.where(evaluated, self.scores[targets, rows, columns], np.float64(0))
+            with np.errstate(invalid="ignore"):  # infinite scores pass through, and are counted
+                sums = _sum_windows(scores, self._rows, top, bottom, axis=1)
+                sums = _sum_windows(sums, self._columns, left, right, axis=2)
+                values[targets] = sums / np.maximum(counts, 1)
         if self._steps is None or known.all():
             return values, known
         stand_ins, stand = self._stand_ins()

@@ -90,7 +90,8 @@ class OcclusionRun:
         self._subject = Subject(
             question.image, question.inputs, np.broadcast_to(values, question.image.shape)
         )
-        self._windows = rectangles_of(rows, columns)
+        self._rows, self._columns = rows, columns
+        self._window_count = len(rows) * len(columns)
         cells = pixel_cells if parameters.resolution == "PIXELS" else window_cells
         self._mosaic = Mosaic(cells(rows), cells(columns), parameters.order, self._targets.count)
         self.map_shape = (self._targets.count, *self._mosaic.map_size)
@@ -99,30 +100,36 @@ class OcclusionRun:
         self.error: VitrailError | None = None
 
         order = evaluation_order(len(rows), len(columns), parameters.order)
-        same = self._unchanged()
-        self._skipped = order[same[order]]
-        self._waiting = deque([CLEAN, *order[~same[order]].tolist()])
+        same = self._unchanged()[order]
+        self._skipped = order[same]
+        self._waiting = order[~same]  # from `_next` on; nothing larger than this is kept per window
+        self._next = 0
+        self._first = deque([CLEAN])  # before those
         self._outstanding = 0
         self._stopped = False
         self._early: list[tuple[NDArray[np.int32], NDArray[np.float32]]] = []  # results before the clean one
         self._clean: NDArray[np.float32] | None = None
         self._done = 0
         self._lowest = np.full(self._targets.count, np.inf)
-        self._lowest_window = np.full(self._targets.count, len(self._windows), np.int64)
+        self._lowest_window = np.full(self._targets.count, self._window_count, np.int64)
         self._hidden: NDArray[np.float64] | None = None
         self._class_changes = 0
 
     @property
     def finished(self) -> bool:
         """Nothing is out and nothing will come."""
-        return self.error is not None or (not self._outstanding and (self._stopped or not self._waiting))
+        return self.error is not None or (not self._outstanding and (self._stopped or not self._left))
 
     def take(self, rows: int) -> Work | Nothing:
         """Hand out at most `rows` rows, in the order of evaluation."""
-        if self.error is not None or self._stopped or not self._waiting:
+        if self.error is not None or self._stopped or not self._left:
             return Nothing.WAIT if self._outstanding else Nothing.DONE
-        tag = np.array([self._waiting.popleft() for _ in range(min(rows, len(self._waiting)))], np.int32)
-        windows = np.where((tag == CLEAN)[:, None], 0, self._windows[tag]).astype(np.int32)
+        first = [self._first.popleft() for _ in range(min(rows, len(self._first)))]
+        then = self._waiting[self._next : self._next + rows - len(first)]
+        self._next += len(then)
+        tag = np.concatenate([np.array(first, np.int32), then])
+        windows = rectangles_of(self._rows, self._columns, np.maximum(tag, 0))
+        windows[tag == CLEAN] = 0
         self._outstanding += 1
         return Work(OccludeRows(self._subject, self._question.output, windows), tag)
 
@@ -142,7 +149,7 @@ class OcclusionRun:
     def give_back(self, work: Work) -> None:
         """Take back rows that were not computed; they come first again."""
         self._outstanding -= 1
-        self._waiting.extendleft(reversed(work.tag.tolist()))
+        self._first.extendleft(reversed(work.tag.tolist()))
 
     def fail(self, error: VitrailError) -> None:
         """End with `error`."""
@@ -161,7 +168,7 @@ class OcclusionRun:
         evaluated = self._mosaic.evaluated
         whole = bool(evaluated.all())
         diagnostics = self._diagnostics()
-        announced = len(self._windows) + 1
+        announced = self._window_count + 1
         zero = [not scores.any() for scores in self._mosaic.scores] if whole else []
         return Summary(
             partial=None if whole else "TIME_BUDGET",
@@ -173,6 +180,11 @@ class OcclusionRun:
             diagnostics=diagnostics,
             warnings=map_notes(diagnostics, zero=zero, plan=self.plan),
         )
+
+    @property
+    def _left(self) -> int:
+        """How many rows were not handed out, or were given back."""
+        return len(self._first) + len(self._waiting) - self._next
 
     def _check_size(self, windows: int) -> None:
         scores = windows * self._targets.count
@@ -187,13 +199,13 @@ class OcclusionRun:
     def _unchanged(self) -> NDArray[np.bool_]:
         """Return (windows,): whether a window shows the fill already, so that hiding it changes nothing."""
         if self._question.description.capabilities.non_deterministic:
-            return np.zeros(len(self._windows), np.bool_)
+            return np.zeros(self._window_count, np.bool_)
         differs = (self._subject.image != self._subject.fill).any(-1)
-        total = np.zeros((differs.shape[0] + 1, differs.shape[1] + 1), np.int64)
-        total[1:, 1:] = differs.cumsum(0).cumsum(1)
-        top, left, bottom, right = self._windows.T
-        changes = total[bottom, right] - total[top, right] - total[bottom, left] + total[top, left]
-        return np.asarray(changes == 0)
+        total = np.zeros((differs.shape[0] + 1, differs.shape[1] + 1), np.int32)
+        total[1:, 1:] = differs.cumsum(0, np.int32).cumsum(1)
+        below, above = total[self._rows.stops], total[self._rows.starts]
+        left, right = self._columns.starts, self._columns.stops
+        return np.asarray(below[:, right] - above[:, right] == below[:, left] - above[:, left]).ravel()
 
     def _begin(self, clean: NDArray[np.float32]) -> None:
         """Resolve the targets and make the plan, now that the clean outputs (elements,) are known."""
@@ -210,7 +222,7 @@ class OcclusionRun:
             objective=question.objective,
             values=tuple(self._values.tolist()) if question.values else (),
             map_shape=self.map_shape,
-            evaluations=len(self._windows) + 1,
+            evaluations=self._window_count + 1,
             warnings=plan_notes(question, self._base),
             window_grid=self._mosaic.evaluated.shape,
         )

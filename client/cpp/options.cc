@@ -97,6 +97,9 @@ void Check(const Options& options, int photos) {
   if (options.method != "gradient" && options.method != "occlusion") {
     Refuse("method", options.method.c_str(), "gradient or occlusion");
   }
+  if (options.method != "occlusion" && (options.patch || options.stride)) {
+    throw UsageError("--patch and --stride need --method occlusion");
+  }
   if (options.tls_cert.has_value() != options.tls_key.has_value()) {
     throw UsageError("--tls-cert and --tls-key need each other");
   }

@@ -78,6 +78,8 @@ func parse(arguments []string) (*options, error) {
 		return nil, errors.New("--model and one PHOTO are needed")
 	case o.method != "gradient" && o.method != "occlusion":
 		return nil, fmt.Errorf("--method is %s; it must be gradient or occlusion", o.method)
+	case o.method != "occlusion" && (o.patch != 0 || o.stride != 0):
+		return nil, errors.New("--patch and --stride need --method occlusion")
 	case (o.tlsCert == "") != (o.tlsKey == ""):
 		return nil, errors.New("--tls-cert and --tls-key need each other")
 	case o.tlsCert != "" && o.tlsCA == "":

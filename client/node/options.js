@@ -58,6 +58,9 @@ export function parse(args) {
     if (!["gradient", "occlusion"].includes(values.method)) {
       throw new UsageError(`--method is ${values.method}; it must be gradient or occlusion`);
     }
+    if (values.method !== "occlusion" && (values.patch ?? values.stride) !== undefined) {
+      throw new UsageError("--patch and --stride need --method occlusion");
+    }
   }
   if (!values["tls-cert"] !== !values["tls-key"]) {
     throw new UsageError("--tls-cert and --tls-key need each other");

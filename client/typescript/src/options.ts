@@ -71,6 +71,9 @@ export function parse(args: string[]): Options {
   if (method !== "gradient" && method !== "occlusion") {
     throw new UsageError(`--method is ${method}; it must be gradient or occlusion`);
   }
+  if (method !== "occlusion" && (values.patch ?? values.stride) !== undefined) {
+    throw new UsageError("--patch and --stride need --method occlusion");
+  }
   return {
     action: "explain",
     photo,

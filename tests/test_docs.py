@@ -36,7 +36,11 @@ def test_settings_are_documented_with_their_flags_variables_and_defaults() -> No
     actual = {
         flag_of(each.name): (
             variable_of(each.name),
-            "required" if each.default is MISSING else "none" if each.default is None else str(each.default),
+            "required"
+            if each.default is MISSING
+            else "none"
+            if each.default in (None, ())
+            else str(each.default),
         )
         for each in fields(Settings)
     }

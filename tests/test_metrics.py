@@ -12,12 +12,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from fakes.models import Linear, picture, weights
 from fakes.runs import CostedProgram, CountedRun
 from fakes.serving import Gate, Offer, served
-from repository.fakes import FakeLane, FakeServable
+from repository.fakes import FakeLane, FakeServable, OneLife
 from rpc.messages import occlusion, refused, spec, whole
 from vitrail.v1 import explanation_pb2 as pb
 from vitrail_server.events import BatchExecuted, ExplanationEnded
 from vitrail_server.metrics import OUTCOMES, Metrics, memory_limit
-from vitrail_server.repository.lifecycle import Version
+from vitrail_server.repository.lifecycle import Lanes, Version
 from vitrail_server.repository.state import State
 from vitrail_server.runtime.device import Device, Submission
 from vitrail_server.servable import Servable
@@ -265,8 +265,61 @@ def test_a_model_that_could_not_be_served_is_shown_until_one_of_its_versions_is(
     assert value(metrics, "vitrail_model_refused", {"model": "n"}) == 1
 
 
+def test_a_version_that_failed_is_shown_until_it_is_forgotten() -> None:
+    metrics = serving(("m", 1))
+    for state in (State.START, State.LOADING):
+        metrics.model_state("m", 2, state, "")
+    metrics.load_finished("m", 2, 1.0, ok=False)
+    metrics.model_state("m", 2, State.END, "broken")
+    end = {"model": "m", "version": "2", "state": "END"}
+    assert value(metrics, "vitrail_model_state", end) == 1
+    metrics.version_forgotten("m", 2)
+
+    assert value(metrics, "vitrail_model_state", end) is None
+
+
+def test_a_version_whose_replacement_failed_is_still_shown_as_available() -> None:
+    metrics = serving(("m", 1))
+    metrics.load_finished("m", 1, 1.0, ok=False)
+    metrics.reload_finished("m", ok=False)
+    metrics.model_state("m", 1, State.AVAILABLE, "broken")
+
+    available = {"model": "m", "version": "1", "state": "AVAILABLE"}
+    assert value(metrics, "vitrail_model_state", available) == 1
+    metrics.model_state("m", 1, State.UNLOADING, "")
+    metrics.model_state("m", 1, State.END, "unloaded")
+    assert value(metrics, "vitrail_model_state", available) is None
+
+
+def test_replacements_are_counted_from_zero_until_the_model_goes() -> None:
+    metrics = serving(("m", 1))
+
+    def counted(outcome: str) -> float | None:
+        return value(metrics, "vitrail_model_reloads_total", {"model": "m", "outcome": outcome})
+
+    assert (counted("ok"), counted("failed")) == (0, 0)
+    metrics.reload_finished("m", ok=True)
+    metrics.reload_finished("m", ok=False)
+    metrics.reload_finished("m", ok=False)
+    assert (counted("ok"), counted("failed")) == (1, 2)
+    metrics.model_state("m", 1, State.END, "unloaded")
+    assert counted("ok") is None
+
+
+def test_nothing_is_left_of_a_model_that_was_removed() -> None:
+    metrics = Metrics()
+    before = label_sets(metrics)
+    metrics.model_refused("m", "a fault")
+    metrics.load_finished("m", 1, 1.0, ok=False)
+    metrics.reload_finished("m", ok=False)
+    metrics.model_removed("m")
+
+    assert label_sets(metrics) == before
+
+
 async def test_no_series_is_left_after_a_thousand_versions_came_and_went() -> None:
     metrics, lane = Metrics(), FakeLane()
+    lanes = Lanes(loading=lane, repository=lane)
     metrics.offered(("gradient", "occlusion"), 64)
 
     def failing() -> Servable:
@@ -274,8 +327,9 @@ async def test_no_series_is_left_after_a_thousand_versions_came_and_went() -> No
 
     async def live(name: str, number: int) -> None:
         """Load a version, explain with it, unload it; one explanation ends when it is gone."""
-        version = Version(name, number, lambda: FakeServable(name, number), lane, metrics)
+        version = Version(name, number, lambda: FakeServable(name, number), lanes, OneLife(metrics, name))
         await version.load()
+        version.publish()
         for event in (ENDED, replace(ENDED, method="gradient", outcome="internal")):
             metrics.explanation_ended(replace(event, model=name, version=number), admitted=False)
         version.unload()
@@ -288,7 +342,7 @@ async def test_no_series_is_left_after_a_thousand_versions_came_and_went() -> No
         name, number = f"model_{cycle % 10}", cycle
         await live(name, number)
         if cycle % 10 == 0:  # one that fails first, and is repaired
-            await Version(name, number, failing, lane, metrics).load()
+            await Version(name, number, failing, lanes, OneLife(metrics, name)).load()
             await live(name, number)
 
     assert label_sets(metrics) == before

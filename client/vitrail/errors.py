@@ -5,7 +5,7 @@ client raises the same class again, also after tiles were received.
 
     VitrailError
     ├── InvalidArgument      the request is wrong; `field` names where
-    ├── NotFound             no such model, version or label
+    ├── NotFound             no such model or version
     ├── FailedPrecondition   this model cannot do what was asked
     ├── ResourceExhausted    a limit of the server; `field` names where, if anywhere
     ├── Unavailable          not now; try again after `retry_delay`
@@ -66,7 +66,7 @@ class InvalidArgument(VitrailError):
 
 
 class NotFound(VitrailError):
-    """The repository has no such model, version or label."""
+    """The repository has no such model or version."""
 
     code = Code.NOT_FOUND
 

@@ -90,13 +90,28 @@ class ExplanationEvents(Protocol):
 
 
 class RepositoryEvents(Protocol):
-    """What the manager of the models reports."""
+    """What the manager of the models reports.
+
+    A version has one state towards everyone, also while its old content serves and its new is loaded.
+    """
 
     def model_state(self, name: str, version: int, state: State, reason: str) -> None:
-        """Report that a version entered a state; the reason is empty unless the state is END."""
+        """Report that a version entered a state, or that there is another reason.
+
+        The reason says why it is at END, or why an AVAILABLE one could not be replaced.
+        """
+
+    def version_forgotten(self, name: str, version: int) -> None:
+        """Report that a version that had ended is not spoken of any more."""
 
     def model_refused(self, name: str, reason: str) -> None:
         """Report that a model as a whole cannot be served: its configuration or directory is at fault."""
 
+    def model_removed(self, name: str) -> None:
+        """Report that a model is not in the repository any more, and that all of it has ended."""
+
     def load_finished(self, name: str, version: int, seconds: float, *, ok: bool) -> None:
         """Report that loading a version ended, well or not."""
+
+    def reload_finished(self, name: str, *, ok: bool) -> None:
+        """Report that what a model serves was replaced, or could not be and still serves."""

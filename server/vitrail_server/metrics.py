@@ -157,6 +157,12 @@ class Metrics:
             ("model", "outcome"),
         )
 
+        self._reloads = self._counter(
+            "vitrail_model_reloads",
+            "Replacements of what a model serves, by outcome: ok or failed, which left what was there.",
+            ("model", "outcome"),
+        )
+
     def _define_rpcs(self) -> None:
         self._rpc_started = self._counter("grpc_server_started", "Rpcs begun.", RPC)
         self._rpc_handled = self._counter(
@@ -270,6 +276,21 @@ class Metrics:
         """Show a model that cannot be served."""
         self._models_refused.labels(name).set(1)
 
+    def version_forgotten(self, name: str, version: int) -> None:
+        """Show a version no more that had failed."""
+        of = (name, str(version))
+        self._failed.discard(of)
+        self._forget(of)
+
+    def model_removed(self, name: str) -> None:
+        """Show a model no more."""
+        for metric in (self._models_refused, self._load, self._reloads):
+            metric.remove_by_labels({"model": name})
+
+    def reload_finished(self, name: str, *, ok: bool) -> None:
+        """Count a replacement of what a model serves."""
+        self._reloads.labels(name, "ok" if ok else "failed").inc()
+
     def load_finished(self, name: str, version: int, seconds: float, *, ok: bool) -> None:
         """Count a load."""
         self._load.labels(name, "ok" if ok else "failed").observe(seconds)
@@ -295,6 +316,8 @@ class Metrics:
         self._rpc_sent.labels(*_rpc(method, kind)).inc()
 
     def _begin_at_zero(self, of: tuple[str, str]) -> None:
+        for outcome in ("ok", "failed"):
+            self._reloads.labels(of[0], outcome)
         for method in self._methods:
             self._announced.labels(*of, method)
             self._tiles.labels(*of, method)
@@ -321,6 +344,7 @@ class Metrics:
             metric.remove_by_labels({"model": model, "version": number})
         if all(name != model for name, _ in (*self._states, *self._failed)):
             self._load.remove_by_labels({"model": model})
+            self._reloads.remove_by_labels({"model": model})
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:
         return Counter(name, text, labels, registry=self.registry)

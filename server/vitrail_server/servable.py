@@ -114,8 +114,11 @@ class ModelSettings:
     """The names of an output's elements, by output."""
     max_batch_size: int | None = None
     """The largest batch the model may run. None: no limit."""
+    max_request_batch: int = 0
+    """The largest batch of one inference request. 0: the tensors of a request have no batch dimension beside
+    those of the signature."""
     batching: Batching | None = None
-    """How inference requests are batched. None: the configuration does not say."""
+    """How inference requests are batched. None: each runs by itself."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,10 @@ from vitrail_server.explainers.question import Limits
 from vitrail_server.logs import log_explanation
 from vitrail_server.metrics import Metrics
 from vitrail_server.repository.completion import complete, served_signature
-from vitrail_server.repository.lifecycle import UNLOADED
+from vitrail_server.repository.control import Control
+from vitrail_server.repository.lifecycle import UNLOADED, Lanes
 from vitrail_server.repository.manager import Manager
+from vitrail_server.repository.repositories import Repositories
 from vitrail_server.repository.source import Loader, VersionSource
 from vitrail_server.repository.state import State
 from vitrail_server.rpc.admission import Admission
@@ -76,13 +78,19 @@ class Server:
         self._metrics.offered(METHODS, settings.max_explanations)
         self._health = Health(SERVICES, settings.write_timeout_secs)
         self._device = Device(self._metrics)
-        self._loading, self._decoding = Lane("loading"), Lane("decoding")
+        self._loading, self._repository, self._decoding = (
+            Lane("loading"),
+            Lane("repository"),
+            Lane("decoding"),
+        )
         self._admission = Admission(settings.max_explanations, settings.max_upload_bytes)
+        self._polling: asyncio.Task[None] | None = None
         self.manager = Manager(
-            settings.model_repository,
+            Repositories(settings.model_repository, settings.model_config_name or ""),
             self._loader or _TensorFlowLoader(settings, self._device),
-            self._loading,
+            Lanes(loading=self._loading, repository=self._repository),
             _Reports(self._metrics, self._health),
+            Control(settings.model_control_mode, settings.load_model),
         )
         self._rpc = self._build_rpc()
         self.grpc_port = self._bind()
@@ -93,20 +101,24 @@ class Server:
         return self
 
     async def load(self) -> bool:
-        """Load the repository's models, then say that the server is ready; False if any failed."""
-        await self.manager.start()
+        """Load what is served from the start, then say that the server is ready; False if anything failed."""
+        well = await self.manager.start()
         self._health.ready()
-        return all(
-            not model.reason and all(version.state is State.AVAILABLE for version in model.versions)
-            for model in self.manager.models()
-        )
+        if self.manager.control_mode == "poll":
+            self._polling = asyncio.create_task(
+                self.manager.keep_polling(self._settings.repository_poll_secs)
+            )
+        return well
 
     async def __aexit__(self, *_: object) -> None:
         """Let what is in flight end, for a while, then take everything down."""
         await self._drain()
+        if self._polling is not None:
+            self._polling.cancel()
         await self.manager.close()
         self._device.close()
         self._loading.close()
+        self._repository.close()
         self._decoding.close()
         self._metrics.close()
 
@@ -212,6 +224,20 @@ class _Reports:
         self.metrics.model_state(name, version, state, reason)
         self.health.model_state(name, version, state)
 
+    def version_forgotten(self, name: str, version: int) -> None:
+        """Note that a version is not spoken of any more."""
+        self.metrics.version_forgotten(name, version)
+
+    def model_removed(self, name: str) -> None:
+        """Note that a model is not in the repository any more."""
+        log.info("model %s is not in the repository any more", name)
+        self.metrics.model_removed(name)
+        self.health.model_removed(name)
+
+    def reload_finished(self, name: str, *, ok: bool) -> None:
+        """Note that what a model serves was replaced, or could not be."""
+        self.metrics.reload_finished(name, ok=ok)
+
     def model_refused(self, name: str, reason: str) -> None:
         """Note that a model as a whole cannot be served."""
         self.metrics.model_refused(name, reason)
@@ -246,7 +272,7 @@ class _TensorFlowLoader:
             path=source.saved_model,
             complete=lambda signature: (
                 served_signature(source.config, signature),
-                complete(source.config, signature),
+                complete(source.config, signature, settings.default_max_batch_size),
             ),
             run=self._device.call,
         )

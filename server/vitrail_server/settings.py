@@ -9,11 +9,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 ENVIRONMENT_PREFIX = "VITRAIL_"
 """--grpc-port is read from VITRAIL_GRPC_PORT where the flag is not given."""
 
+ControlMode = Literal["none", "poll", "explicit"]
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -35,7 +37,25 @@ SECONDS = Between(0.001, 1e9)
 class Settings:
     """The settings of one server process. Sizes are in bytes, times in seconds."""
 
-    model_repository: Annotated[Path, "directory with one directory per model"]
+    model_repository: Annotated[
+        tuple[Path, ...], "directory with one directory per model; may be given several times"
+    ]
+    model_control_mode: Annotated[
+        ControlMode, "who decides what is loaded: the start, the repository's content, or requests"
+    ] = "none"
+    repository_poll_secs: Annotated[
+        float, "how long until the repository is looked at again, in mode poll", SECONDS
+    ] = 15.0
+    load_model: Annotated[
+        tuple[str, ...],
+        "model to load at start, in mode explicit; may be given several times, * stands for every model",
+    ] = ()
+    model_config_name: Annotated[
+        str | None, "name of the configuration to read in a model's configs directory, if it has it"
+    ] = None
+    default_max_batch_size: Annotated[
+        int, "largest batch of an inference request, for models that do not say", COUNT
+    ] = 64
     grpc_address: Annotated[str, "address on which rpcs are answered"] = "0.0.0.0"  # noqa: S104
     grpc_port: Annotated[int, "port on which rpcs are answered; 0 takes a free one", PORT] = 8001
     grpc_use_ssl: Annotated[bool, "encrypt rpcs with TLS"] = False
@@ -100,13 +120,19 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         prog="vitrail-server",
         usage="%(prog)s --model-repository PATH [FLAG ...]",
         description="Serves models and explains their answers over gRPC.",
-        epilog=f"Every flag can be given as an environment variable: {ENVIRONMENT_PREFIX}GRPC_PORT=8001.",
+        epilog=(
+            f"Every flag can be given as an environment variable: {ENVIRONMENT_PREFIX}GRPC_PORT=8001. "
+            f"Several values of one flag are separated there by {os.pathsep!r}."
+        ),
         allow_abbrev=False,
     )
     every = _settings()
     for each in every:
         each.add_flag(parser)
-    values = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    given = vars(parser.parse_args(arguments)).items()
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in given if value is not None
+    }
     for each in every:
         if each.name in values:
             continue
@@ -148,15 +174,26 @@ class _Setting:
     default: Any
 
     def add_flag(self, parser: argparse.ArgumentParser) -> None:
-        shown = "" if self.default in (MISSING, None) else f" (default: {self.default})"
+        shown = "" if self.default in (MISSING, None, ()) else f" (default: {self.default})"
         parser.add_argument(
             flag_of(self.name),
             type=self.read,
             metavar=self.metavar,
+            action="append" if self.repeatable else "store",
             nargs="?" if self.kind is bool else None,
             const=True if self.kind is bool else None,
             help=self.text.replace("%", "%%") + shown,
         )
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether several values may be given."""
+        return get_origin(self.kind) is tuple
+
+    @property
+    def one(self) -> Any:
+        """The type of one value, without the None or the tuple around it."""
+        return get_args(self.kind)[0] if get_origin(self.kind) in (tuple, UnionType) else self.kind
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -165,8 +202,8 @@ class _Setting:
 
     @property
     def metavar(self) -> str:
-        names = {bool: "true|false", int: "NUMBER", float: "SECONDS", str: "TEXT"}
-        return "|".join(self.choices) or names.get(self.kind, "PATH")
+        names = {bool: "true|false", int: "NUMBER", float: "SECONDS", Path: "PATH"}
+        return "|".join(self.choices) or names.get(self.one, "TEXT")
 
     def from_environment(self, environment: Mapping[str, str]) -> Any:
         """Return the value of the setting's variable, or its default.
@@ -178,7 +215,10 @@ class _Setting:
         variable = variable_of(self.name)
         if variable in environment:
             try:
-                return self.read(environment[variable])
+                text = environment[variable]
+                if self.repeatable:
+                    return tuple(self.read(each) for each in text.split(os.pathsep))
+                return self.read(text)
             except argparse.ArgumentTypeError as error:
                 raise argparse.ArgumentTypeError(f"environment variable {variable}: {error}") from error
         if self.default is MISSING:
@@ -196,11 +236,13 @@ class _Setting:
             return _boolean(text)
         if self.kind in (int, float):
             return self._number(text)
-        if self.choices and text not in self.choices:
-            raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(self.choices)}")
+        if self.choices:
+            if text not in self.choices:
+                raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(self.choices)}")
+            return text
         if not text:
             raise argparse.ArgumentTypeError("it is empty; give a value, or leave it out")
-        return Path(text) if self.kind in (Path, Path | None) else text
+        return self.one(text)
 
     def _number(self, text: str) -> float:
         try:

@@ -297,13 +297,15 @@ class Served:
 def settings_of(repository: Path, **settings: Any) -> Settings:
     """Return settings with free ports on this machine only."""
     return Settings(
-        model_repository=repository,
+        model_repository=(repository,),
         **{
             "grpc_address": ADDRESS,
             "metrics_address": ADDRESS,
             "grpc_port": 0,
             "metrics_port": 0,
             "exit_timeout_secs": 10.0,
+            "model_control_mode": "explicit",  # so that a test can unload and load
+            "load_model": ("*",),
             **settings,
         },
     )

@@ -1,11 +1,14 @@
 """A repository on disk without models, and what surrounds the manager: servables, loader, lane, events."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+from vitrail_server.events import RepositoryEvents
 from vitrail_server.repository.directory import ModelDirectory, read_model_directory
+from vitrail_server.repository.lifecycle import Version
 from vitrail_server.repository.source import VersionSource
 from vitrail_server.repository.state import State
 from vitrail_server.servable import (
@@ -94,15 +97,19 @@ class FakeLoader:
     ) -> None:
         self.sources: list[VersionSource] = []
         self.servables: dict[tuple[str, int], FakeServable] = {}
-        self._broken = broken or {}
+        """The last life of each version."""
+        self.lives: defaultdict[tuple[str, int], list[FakeServable]] = defaultdict(list)
+        """Every life of each version."""
+        self.broken = dict(broken or {})
         self._closing_error = closing_error
 
     def load(self, source: VersionSource) -> FakeServable:
         self.sources.append(source)
         key = (source.name, source.version)
-        if key in self._broken:
-            raise self._broken[key]
+        if key in self.broken:
+            raise self.broken[key]
         self.servables[key] = FakeServable(*key, closing_error=self._closing_error)
+        self.lives[key].append(self.servables[key])
         return self.servables[key]
 
 
@@ -127,6 +134,9 @@ class RecordedEvents:
     def __init__(self) -> None:
         self.states: list[tuple[str, int, State, str]] = []
         self.refused: list[tuple[str, str]] = []
+        self.forgotten: list[tuple[str, int]] = []
+        self.removed: list[str] = []
+        self.reloads: list[tuple[str, bool]] = []
         self.loads: list[tuple[str, int, bool]] = []
         self.on_state: Callable[[str, int, State], None] = lambda name, version, state: None
         self._changed = asyncio.Event()
@@ -139,6 +149,17 @@ class RecordedEvents:
     def model_refused(self, name: str, reason: str) -> None:
         self.refused.append((name, reason))
 
+    def version_forgotten(self, name: str, version: int) -> None:
+        self.forgotten.append((name, version))
+        self._changed.set()
+
+    def model_removed(self, name: str) -> None:
+        self.removed.append(name)
+        self._changed.set()
+
+    def reload_finished(self, name: str, *, ok: bool) -> None:
+        self.reloads.append((name, ok))
+
     def load_finished(self, name: str, version: int, seconds: float, *, ok: bool) -> None:
         assert seconds >= 0
         self.loads.append((name, version, ok))
@@ -147,6 +168,23 @@ class RecordedEvents:
         return [state for model, number, state, _ in self.states if (model, number) == (name, version)]
 
     async def reached(self, name: str, version: int, state: State) -> None:
-        while state not in self.life(name, version):
+        await self.until(lambda: state in self.life(name, version))
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        while not holds():
             self._changed.clear()
             await self._changed.wait()
+
+
+class OneLife:
+    """Tells the events what one version of a model reports, where there is no model around it."""
+
+    def __init__(self, events: RepositoryEvents, name: str = "m") -> None:
+        self._events = events
+        self._name = name
+
+    def entered(self, version: Version) -> None:
+        self._events.model_state(self._name, version.number, version.state, version.reason)
+
+    def load_finished(self, version: Version, seconds: float, *, ok: bool) -> None:
+        self._events.load_finished(self._name, version.number, seconds, ok=ok)

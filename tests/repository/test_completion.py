@@ -39,7 +39,6 @@ def reason(config: ModelConfig, signature: Signature) -> str:
     assert settings.image_input is None
     assert settings.max_batch_size == (config.max_batch_size or None)
     assert settings.labels == config.labels
-    assert settings.batching == config.batching
     return settings.image_reason
 
 
@@ -57,6 +56,8 @@ def test_a_model_without_configuration_is_completed() -> None:
         task=None,
         labels={},
         max_batch_size=None,
+        max_request_batch=64,
+        batching=Batching(),
     )
 
 
@@ -85,7 +86,39 @@ def test_everything_that_is_configured_is_kept() -> None:
         task="CLASSIFICATION",
         labels={"y": ("a", "b", "c", "d", "e")},
         max_batch_size=8,
+        max_request_batch=8,
+        batching=Batching(),
     )
+
+
+@pytest.mark.parametrize(
+    ("config", "signature", "largest"),
+    [
+        (ModelConfig("m"), PHOTO, 4),
+        (ModelConfig("m", max_batch_size=1), PHOTO, 1),
+        (ModelConfig("m", inputs=(TensorConfig("x", dims=(4, 6, 3)),)), PHOTO, 4),
+        (ModelConfig("m", inputs=(TensorConfig("x", dims=(-1, 4, 6, 3)),)), PHOTO, 0),
+        (ModelConfig("m"), FIXED_BATCH, 0),
+    ],
+)
+def test_the_largest_batch_of_a_request_is_completed(
+    config: ModelConfig, signature: Signature, largest: int
+) -> None:
+    settings = complete(config, signature, default_max_batch_size=4)
+    assert settings.max_request_batch == largest
+    assert settings.max_batch_size == (config.max_batch_size or None)
+    assert settings.batching == (Batching() if largest > 1 else None)
+
+
+@pytest.mark.parametrize(("signature", "largest"), [(PHOTO, 64), (FIXED_BATCH, 0)])
+def test_a_preferred_batch_size_is_one_that_a_request_can_have(signature: Signature, largest: int) -> None:
+    config = ModelConfig("m", batching=Batching(preferred_batch_sizes=(65,)))
+    error = refusal(config, signature)
+    assert error.field == "dynamic_batching.preferred_batch_size"
+    assert error.message == (
+        f"dynamic batching preferred size must be <= max batch size for m, 65 is above {largest}"
+    )
+    assert complete(config, PHOTO, default_max_batch_size=65).batching == config.batching
 
 
 def test_only_the_outputs_listed_are_served() -> None:

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitrail.errors import FailedPrecondition
-from vitrail_server.repository.lifecycle import UNLOADED, Handle, Version
+from vitrail.errors import Code, FailedPrecondition
+from vitrail_server.repository.lifecycle import UNLOADED, Handle, Lanes, Version
 from vitrail_server.repository.state import State
 
-from .fakes import FakeLane, FakeServable, RecordedEvents
+from .fakes import FakeLane, FakeServable, OneLife, RecordedEvents
 
 
 class Scene:
@@ -20,23 +20,29 @@ class Scene:
         self.lane = FakeLane(allowed=0)
         self.servable = FakeServable("m", 1, closing_error)
         self._error = error
-        self.version = Version("m", 1, self._load, self.lane, self.events)
+        lanes = Lanes(loading=self.lane, repository=self.lane)
+        self.version = Version("m", 1, self._load, lanes, OneLife(self.events))
 
     def _load(self) -> FakeServable:
         if self._error is not None:
             raise self._error
         return self.servable
 
-    async def loaded(self) -> Version:
+    async def ended(self) -> Version:
+        """Return the version when its load is over."""
         self.lane.allow(1)
         await self.version.load()
+        return self.version
+
+    async def available(self) -> Version:
+        (await self.ended()).publish()
         return self.version
 
 
 async def test_a_life_goes_through_every_state() -> None:
     scene = Scene()
     descriptions = [scene.version.description]
-    version = await scene.loaded()
+    version = await scene.available()
     descriptions.append(version.description)
     scene.lane.allow(1)
     version.unload()
@@ -46,7 +52,6 @@ async def test_a_life_goes_through_every_state() -> None:
     assert (version.state, version.reason) == (State.END, UNLOADED)
     assert scene.servable.closed == 1
     assert scene.events.states == [
-        ("m", 1, State.START, ""),
         ("m", 1, State.LOADING, ""),
         ("m", 1, State.AVAILABLE, ""),
         ("m", 1, State.UNLOADING, ""),
@@ -56,20 +61,20 @@ async def test_a_life_goes_through_every_state() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "reason", "traced"),
+    ("error", "code", "reason", "traced"),
     [
-        (FailedPrecondition("no SavedModel"), "no SavedModel", False),
-        (ValueError("bad graph\nmore\nand more"), "ValueError: bad graph", True),
-        (MemoryError(), "MemoryError", True),
+        (FailedPrecondition("no SavedModel"), Code.FAILED_PRECONDITION, "no SavedModel", False),
+        (ValueError("bad graph\nmore\nand more"), Code.INTERNAL, "ValueError: bad graph", True),
+        (MemoryError(), Code.INTERNAL, "MemoryError", True),
     ],
 )
 async def test_a_failure_ends_the_version_with_its_first_line(
-    error: Exception, reason: str, traced: bool, caplog: pytest.LogCaptureFixture
+    error: Exception, code: Code, reason: str, traced: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     scene = Scene(error)
-    version = await scene.loaded()
-    assert (version.state, version.reason) == (State.END, reason)
-    assert scene.events.life("m", 1) == [State.START, State.LOADING, State.END]
+    version = await scene.ended()
+    assert (version.state, version.code, version.reason) == (State.END, code, reason)
+    assert scene.events.life("m", 1) == [State.LOADING, State.END]
     assert scene.events.states[-1] == ("m", 1, State.END, reason)
     assert scene.events.loads == [("m", 1, False)]
     assert caplog.messages == [f"version 1 of model m failed to load: {reason}"]
@@ -89,7 +94,7 @@ async def test_available_is_published_when_it_can_serve_and_unloading_before_it_
             could_pin.append((state, scene.servable.closed == 0))
 
     scene.events.on_state = try_to_pin
-    version = await scene.loaded()
+    version = await scene.available()
     scene.lane.allow(1)
     version.unload()
     await version.ended()
@@ -101,9 +106,32 @@ async def test_available_is_published_when_it_can_serve_and_unloading_before_it_
     ]
 
 
+async def test_what_is_loaded_serves_once_it_is_published() -> None:
+    scene = Scene()
+    with pytest.raises(RuntimeError, match="version 1 of model 'm' is START"):
+        scene.version.publish()
+    version = await scene.ended()
+    assert (version.state, version.loaded, version.description) == (State.LOADING, True, None)
+    with pytest.raises(RuntimeError, match="version 1 of model 'm' is LOADING"):
+        version.pin()
+    version.publish()
+    assert (version.state, version.loaded) == (State.AVAILABLE, False)
+    assert version.description is scene.servable.description
+
+
+async def test_a_loaded_version_that_is_not_published_is_closed() -> None:
+    scene = Scene()
+    version = await scene.ended()
+    scene.lane.allow(1)
+    version.unload("another one failed")
+    await version.ended()
+    assert (version.state, version.reason) == (State.END, "another one failed")
+    assert scene.servable.closed == 1
+
+
 async def test_unloading_waits_for_the_last_handle() -> None:
     scene = Scene()
-    version = await scene.loaded()
+    version = await scene.available()
     first, second = version.pin(), version.pin()
     scene.lane.allow()
     version.unload()
@@ -120,7 +148,7 @@ async def test_unloading_waits_for_the_last_handle() -> None:
 
 
 async def test_a_handle_closes_itself_and_then_holds_nothing() -> None:
-    version = await Scene().loaded()
+    version = await Scene().available()
     with version.pin() as handle:
         assert handle.servable.description.version == 1
     with pytest.raises(RuntimeError, match="the handle is closed"):
@@ -135,8 +163,10 @@ async def test_nothing_holds_a_version_that_ended() -> None:
         references.append(weakref.ref(servable))
         return servable
 
-    version = Version("m", 1, load, FakeLane(), RecordedEvents())
+    lane = FakeLane()
+    version = Version("m", 1, load, Lanes(lane, lane), OneLife(RecordedEvents()))
     await version.load()
+    version.publish()
     handle = version.pin()
     handle.close()
     version.unload()
@@ -148,7 +178,7 @@ async def test_a_version_that_was_not_touched_ends_at_once() -> None:
     scene = Scene()
     scene.version.unload()
     await scene.version.ended()
-    assert scene.events.life("m", 1) == [State.START, State.END]
+    assert scene.events.life("m", 1) == [State.END]
     await scene.version.load()  # too late, and does nothing
     assert (scene.version.state, scene.version.reason) == (State.END, UNLOADED)
 
@@ -163,7 +193,7 @@ async def test_a_version_that_is_being_loaded_is_loaded_to_the_end_and_closed() 
     await loading
     await scene.version.ended()
     assert scene.servable.closed == 1
-    assert scene.events.life("m", 1) == [State.START, State.LOADING, State.UNLOADING, State.END]
+    assert scene.events.life("m", 1) == [State.LOADING, State.UNLOADING, State.END]
     assert scene.events.loads == [("m", 1, True)]
 
 
@@ -188,7 +218,8 @@ async def test_a_caller_that_is_cancelled_does_not_stop_a_load() -> None:
     with pytest.raises(asyncio.CancelledError):
         await loading
     scene.lane.allow()
-    await scene.events.reached("m", 1, State.AVAILABLE)
+    await scene.version.load()
+    scene.version.publish()
     with scene.version.pin() as handle:
         assert handle.servable is scene.servable
 
@@ -204,7 +235,7 @@ async def test_loading_twice_is_loading_once() -> None:
 
 async def test_unloading_twice_is_unloading_once() -> None:
     scene = Scene()
-    version = await scene.loaded()
+    version = await scene.available()
     scene.lane.allow()
     version.unload()
     version.unload()
@@ -219,7 +250,7 @@ async def test_a_version_that_does_not_close_cleanly_ends_all_the_same(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     scene = Scene(closing_error=OSError("busy"))
-    version = await scene.loaded()
+    version = await scene.available()
     scene.lane.allow()
     version.unload()
     await version.ended()
@@ -227,7 +258,7 @@ async def test_a_version_that_does_not_close_cleanly_ends_all_the_same(
     assert caplog.messages == ["version 1 of model m did not close cleanly"]
 
 
-STEPS = st.lists(st.sampled_from(["load", "allow", "unload", "pin", "unpin", "turn"]), max_size=25)
+STEPS = st.lists(st.sampled_from(["load", "allow", "unload", "publish", "pin", "unpin", "turn"]), max_size=25)
 
 
 @settings(max_examples=150, deadline=None)
@@ -246,6 +277,8 @@ def test_whatever_happens_states_go_forward_and_a_pinned_version_is_never_closed
                 scene.lane.allow(1)
             elif step == "unload":
                 scene.version.unload()
+            elif step == "publish" and scene.version.loaded:
+                scene.version.publish()
             elif step == "pin" and scene.version.state is State.AVAILABLE:
                 handles.append(scene.version.pin())
             elif step == "unpin" and handles:
@@ -262,7 +295,7 @@ def test_whatever_happens_states_go_forward_and_a_pinned_version_is_never_closed
         life = scene.events.life("m", 1)
         order = list(State)
         assert life == sorted(set(life), key=order.index)
-        assert (life[0], life[-1]) == (State.START, State.END)
+        assert life[-1] is State.END
         assert scene.servable.closed == scene.events.loads.count(("m", 1, True)) <= 1
 
     asyncio.run(live())

@@ -1,48 +1,17 @@
 import asyncio
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from vitrail.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable, VitrailError
-from vitrail_server.repository.manager import RETRY_DELAY, Manager
+from vitrail.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from vitrail_server.repository.choice import RETRY_DELAY
 from vitrail_server.repository.state import ModelStatus, State, VersionStatus
 
-from .fakes import FakeLane, FakeLoader, RecordedEvents, write_model
+from .fakes import write_model
+from .scene import Scene, refusal
 
 ALL = "version_policy { all { } }"
-LABELS = 'parameters { key: "vitrail.version_labels" value { string_value: "stable=1,canary=2,old=9" } }'
-
-
-class Scene:
-    """A manager over a repository on disk, and what surrounds it."""
-
-    def __init__(
-        self,
-        repository: Path,
-        broken: Mapping[tuple[str, int], Exception] | None = None,
-        allowed: int = 1_000_000,
-    ) -> None:
-        self.loader = FakeLoader(broken)
-        self.lane = FakeLane(allowed)
-        self.events = RecordedEvents()
-        self.manager = Manager(repository, self.loader, self.lane, self.events)
-
-    async def started(self) -> Manager:
-        await self.manager.start()
-        return self.manager
-
-
-def states(manager: Manager, name: str) -> dict[int, State]:
-    return {version.version: version.state for version in manager.model(name).versions}
-
-
-def refusal(
-    manager: Manager, name: str, version: int | None = None, label: str | None = None
-) -> VitrailError:
-    with pytest.raises(VitrailError) as caught:
-        manager.handle(name, version, label)
-    return caught.value
+LABELS = 'parameters { key: "vitrail.version_labels" value { string_value: "stable=1,canary=2" } }'
 
 
 # Starting.
@@ -53,8 +22,8 @@ async def test_every_model_serves_the_versions_of_its_policy(tmp_path: Path) -> 
     write_model(tmp_path, "a", 1, 2, 3, config=ALL)
     scene = Scene(tmp_path)
     manager = await scene.started()
-    assert states(manager, "a") == dict.fromkeys((1, 2, 3), State.AVAILABLE)
-    assert states(manager, "b") == {3: State.AVAILABLE}
+    assert scene.states("a") == dict.fromkeys((1, 2, 3), State.AVAILABLE)
+    assert scene.states("b") == {3: State.AVAILABLE}
     assert [model.name for model in manager.models()] == ["a", "b"]
     assert [(source.name, source.version) for source in scene.loader.sources] == [
         ("a", 3),
@@ -66,27 +35,43 @@ async def test_every_model_serves_the_versions_of_its_policy(tmp_path: Path) -> 
     assert scene.events.loads == [("a", 3, True), ("a", 2, True), ("a", 1, True), ("b", 3, True)]
 
 
-async def test_a_broken_version_does_not_stop_the_others(tmp_path: Path) -> None:
+async def test_a_model_serves_all_of_its_versions_or_none(tmp_path: Path) -> None:
     (write_model(tmp_path, "m", 1, 3, config=ALL) / "2").mkdir()
-    scene = Scene(tmp_path, broken={("m", 3): ValueError("bad graph\ntrace")})
-    manager = await scene.started()
-    assert manager.model("m") == ModelStatus(
+    write_model(tmp_path, "n", 1)
+    scene = Scene(tmp_path)
+    assert await scene.manager.start() is False
+    no_model = "no SavedModel: there is no 2/model.savedmodel/saved_model.pb nor 2/saved_model.pb"
+    assert scene.manager.model("m") == ModelStatus(
         "m",
         (
-            VersionStatus(1, State.AVAILABLE, "", (), scene.loader.servables["m", 1].description),
-            VersionStatus(
-                2,
-                State.END,
-                "no SavedModel: there is no 2/model.savedmodel/saved_model.pb nor 2/saved_model.pb",
-                (),
-                None,
-            ),
-            VersionStatus(3, State.END, "ValueError: bad graph", (), None),
+            VersionStatus(1, State.END, "version 2 failed to load", (), None),
+            VersionStatus(2, State.END, no_model, (), None),
+            VersionStatus(3, State.END, "version 2 failed to load", (), None),
         ),
         reason="",
     )
-    with manager.handle("m") as handle:
-        assert handle.servable.description.version == 1
+    # The one that was loaded is closed, and the one after the fault is not loaded at all.
+    assert [(source.name, source.version) for source in scene.loader.sources] == [("m", 3), ("n", 1)]
+    assert scene.loader.servables["m", 3].closed == 1
+    assert scene.answers("n") == (1, 1)
+
+
+async def test_starting_says_whether_all_went_well(tmp_path: Path) -> None:
+    write_model(tmp_path, "m", 1)
+    assert await Scene(tmp_path).manager.start() is True
+    write_model(tmp_path, "n", 1, config="foo: 1")
+    assert await Scene(tmp_path).manager.start() is False
+
+
+async def test_no_version_answers_before_all_are_loaded(tmp_path: Path) -> None:
+    write_model(tmp_path, "m", 1, 2, config=ALL)
+    scene = Scene(tmp_path, allowed=1)
+    starting = asyncio.create_task(scene.manager.start())
+    await scene.events.reached("m", 1, State.LOADING)
+    assert scene.states("m") == {1: State.LOADING, 2: State.LOADING}
+    scene.loading.allow()
+    await starting
+    assert scene.states("m") == {1: State.AVAILABLE, 2: State.AVAILABLE}
 
 
 async def test_a_broken_model_does_not_stop_the_others(
@@ -104,7 +89,7 @@ async def test_a_broken_model_does_not_stop_the_others(
     assert (a.name, a.versions) == ("a", ())
     assert a.reason == 'a/config.pbtxt:1:1: Message type "ModelConfig" has no field named "foo".'
     assert b.reason == "at least one version must be available under the version policy of model 'b'"
-    assert (c.reason, states(manager, "c")) == ("", {1: State.AVAILABLE})
+    assert (c.reason, scene.states("c")) == ("", {1: State.AVAILABLE})
     assert d.reason.startswith("FileNotFoundError: ")
     assert scene.events.refused == [(model.name, model.reason) for model in (a, b, d)]
     assert [record.message for record in caplog.records] == [
@@ -130,7 +115,7 @@ async def test_a_repository_that_is_not_there_is_an_error(tmp_path: Path) -> Non
 
 async def test_while_the_repository_is_read_nothing_is_known(tmp_path: Path) -> None:
     write_model(tmp_path, "m", 1)
-    scene = Scene(tmp_path, allowed=0)
+    scene = Scene(tmp_path, reads=0)
     starting = asyncio.create_task(scene.manager.start())
     assert scene.manager.models() == []
     error = refusal(scene.manager, "m")
@@ -139,7 +124,7 @@ async def test_while_the_repository_is_read_nothing_is_known(tmp_path: Path) -> 
     assert error.retry_delay == RETRY_DELAY
     with pytest.raises(Unavailable):
         scene.manager.model("m")
-    scene.lane.allow()
+    scene.reading.allow()
     await starting
     scene.manager.handle("m").close()
 
@@ -169,30 +154,37 @@ async def test_a_version_is_chosen_by_number_by_label_or_as_the_highest(tmp_path
 
 
 async def test_what_is_not_found_is_answered_with_what_there_is(tmp_path: Path) -> None:
-    write_model(tmp_path, "m", 1, 2, 3, config=ALL + LABELS)
+    write_model(tmp_path, "m", 1, 2, 3, config=LABELS + "version_policy { specific { versions: [1, 2] } }")
     write_model(tmp_path, "other", 1)
-    manager = await Scene(tmp_path, broken={("m", 3): ValueError("bad")}).started()
+    manager = await Scene(tmp_path).started()
     for error, message in [
         (refusal(manager, "x"), "model 'x' is not in the repository, which has 'm', 'other'"),
         (refusal(manager, "m", 9), "model 'm' has no version 9; versions available: 1, 2"),
         (refusal(manager, "m", -1), "model 'm' has no version -1; versions available: 1, 2"),
-        (
-            refusal(manager, "m", label="beta"),
-            (
-                "model 'm' has no version label 'beta'; its labels: 'stable' (version 1), 'canary' (version "
-                "2), 'old' (version 9)"
-            ),
-        ),
-        (refusal(manager, "m", label="old"), "model 'm' has no version 9; versions available: 1, 2"),
-        (
-            refusal(manager, "other", label="beta"),
-            "model 'other' has no version label 'beta'; its labels: none",
-        ),
+        (refusal(manager, "m", 3), "model 'm' has no version 3; versions available: 1, 2"),
     ]:
         assert isinstance(error, NotFound)
         assert error.message == message
     with pytest.raises(NotFound, match="model 'x' is not in the repository"):
         manager.model("x")
+
+
+async def test_a_label_that_is_unknown_is_a_wrong_request(tmp_path: Path) -> None:
+    write_model(tmp_path, "m", 1, 2, config=ALL + LABELS)
+    write_model(tmp_path, "other", 1)
+    manager = await Scene(tmp_path).started()
+    for error, message in [
+        (
+            refusal(manager, "m", label="beta"),
+            ("model 'm' has no version label 'beta'; its labels: 'stable' (version 1), 'canary' (version 2)"),
+        ),
+        (
+            refusal(manager, "other", label="beta"),
+            "model 'other' has no version label 'beta'; its labels: none",
+        ),
+    ]:
+        assert isinstance(error, InvalidArgument)
+        assert (error.message, error.field) == (message, "spec.version_label")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../m", "m/1", "/etc", "m\0", "repository/m", "x" * 10_000])
@@ -239,33 +231,34 @@ async def test_a_broken_version_is_unavailable_with_its_reason(tmp_path: Path) -
     assert isinstance(error, Unavailable)
     assert error.retry_delay is None
     assert error.message == (
-        "version 2 of model 'm' is not available: ValueError: bad graph; versions available: 1"
+        "version 2 of model 'm' is not available: ValueError: bad graph; versions available: none"
     )
 
 
-async def test_a_model_whose_versions_all_failed_is_unavailable_with_the_reasons(tmp_path: Path) -> None:
+async def test_a_model_without_an_available_version_is_unavailable_with_the_reasons(tmp_path: Path) -> None:
     write_model(tmp_path, "m", 1, 2, config=ALL)
-    broken = {("m", 1): ValueError("bad graph"), ("m", 2): FailedPrecondition("no image")}
-    error = refusal(await Scene(tmp_path, broken).started(), "m")
+    error = refusal(await Scene(tmp_path, broken={("m", 2): FailedPrecondition("no image")}).started(), "m")
     assert isinstance(error, Unavailable)
     assert error.retry_delay is None
     assert error.message == (
-        "model 'm' has no available version: version 1 is at END (ValueError: bad graph), "
+        "model 'm' has no available version: version 1 is at END (version 2 failed to load), "
         "version 2 is at END (no image)"
     )
 
 
 async def test_many_long_reasons_still_make_a_short_message(tmp_path: Path) -> None:
-    numbers = range(1, 10)
-    write_model(tmp_path, "m", *numbers, config=ALL)
-    broken = {("m", number): ValueError("x" * 5000) for number in numbers}
-    assert len(refusal(await Scene(tmp_path, broken).started(), "m").message) == 1000
+    for name in ("m", "n"):
+        write_model(tmp_path, name, *range(1, 60), config=ALL)
+    broken = {("m", 59): ValueError("x" * 5000)}
+    message = refusal(await Scene(tmp_path, broken=broken).started(), "m").message
+    assert len(message) <= 1000
+    assert message.endswith("and 49 more")
 
 
 async def test_a_version_on_its_way_is_worth_a_retry(tmp_path: Path) -> None:
     write_model(tmp_path, "m", 1, 2, config=ALL)
     write_model(tmp_path, "z", 1)
-    scene = Scene(tmp_path, allowed=3)  # the repository and the models are read, and no version is loaded
+    scene = Scene(tmp_path, allowed=0, reads=2)  # the repositories and the first model are read
     starting = asyncio.create_task(scene.manager.start())
     await scene.events.reached("m", 2, State.LOADING)
     for error, message in [
@@ -275,63 +268,28 @@ async def test_a_version_on_its_way_is_worth_a_retry(tmp_path: Path) -> None:
             refusal(scene.manager, "m"),
             "model 'm' has no available version: version 1 is at START, version 2 is at LOADING",
         ),
+        (refusal(scene.manager, "z"), "model 'z' is waiting to be loaded"),
     ]:
         assert isinstance(error, Unavailable)
         assert error.retry_delay == RETRY_DELAY
         assert error.message == message
-
-    error = refusal(scene.manager, "z")
-    assert error.retry_delay == RETRY_DELAY
-    assert error.message == "model 'z' has no available version: version 1 is at START"
-
-    # The highest version comes first: the server's choice does not change while the others follow.
-    scene.lane.allow(1)
-    await scene.events.reached("m", 1, State.LOADING)
-    with scene.manager.handle("m") as handle:
-        assert handle.servable.description.version == 2
-    scene.lane.allow()
+    scene.reading.allow()
+    await scene.events.reached("z", 1, State.START)
+    assert refusal(scene.manager, "z").message == (
+        "model 'z' has no available version: version 1 is at START"
+    )
+    scene.loading.allow()
     await starting
-    with scene.manager.handle("m") as handle:
-        assert handle.servable.description.version == 2
+    assert scene.answers("m") == (2, 1)
 
 
-# Unloading.
-
-
-async def test_unloading_a_model_waits_for_its_handles(tmp_path: Path) -> None:
-    write_model(tmp_path, "m", 1, 2, config=ALL)
-    write_model(tmp_path, "other", 1)
-    scene = Scene(tmp_path)
-    manager = await scene.started()
-    handle = manager.handle("m", 1)
-    unloading = asyncio.create_task(manager.unload("m"))
-    await scene.events.reached("m", 2, State.END)
-    error = refusal(manager, "m", 1)
-    assert isinstance(error, Unavailable)
-    assert (error.message, error.retry_delay) == ("version 1 of model 'm' is at UNLOADING", RETRY_DELAY)
-    error = refusal(manager, "m")
-    assert error.retry_delay is None
-    assert error.message == (
-        "model 'm' has no available version: version 1 is at UNLOADING, version 2 is at END (unloaded)"
-    )
-    assert scene.loader.servables["m", 1].closed == 0
-    handle.close()
-    await unloading
-    assert [servable.closed for servable in scene.loader.servables.values()] == [1, 1, 0]
-    assert states(manager, "m") == {1: State.END, 2: State.END}
-    assert refusal(manager, "m", 2).message == (
-        "version 2 of model 'm' is not available: unloaded; versions available: none"
-    )
-    manager.handle("other").close()
-    await manager.unload("m")
-    with pytest.raises(NotFound):
-        await manager.unload("x")
+# Ending.
 
 
 async def test_closing_unloads_everything(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_model(tmp_path, name, 1, 2, config=ALL)
-    scene = Scene(tmp_path, broken={("b", 1): ValueError("bad")})
+    scene = Scene(tmp_path)
     manager = await scene.started()
     handle = manager.handle("a")
     closing = asyncio.create_task(manager.close())
@@ -339,44 +297,44 @@ async def test_closing_unloads_everything(tmp_path: Path) -> None:
     assert not closing.done()
     handle.close()
     await closing
-    assert [servable.closed for servable in scene.loader.servables.values()] == [1, 1, 1]
+    assert [servable.closed for servable in scene.loader.servables.values()] == [1, 1, 1, 1]
     assert {version.state for model in manager.models() for version in model.versions} == {State.END}
     await manager.close()
 
 
 async def test_closing_while_starting_loads_no_further_version(tmp_path: Path) -> None:
     write_model(tmp_path, "m", 1, 2, 3, config=ALL)
-    scene = Scene(tmp_path, allowed=2)
+    scene = Scene(tmp_path, allowed=0)
     starting = asyncio.create_task(scene.manager.start())
     await scene.events.reached("m", 3, State.LOADING)
     closing = asyncio.create_task(scene.manager.close())
     await scene.events.reached("m", 1, State.END)
-    scene.lane.allow()
+    scene.loading.allow()
     await asyncio.gather(starting, closing)
     assert [source.version for source in scene.loader.sources] == [3]
     assert scene.loader.servables["m", 3].closed == 1
-    assert set(states(scene.manager, "m").values()) == {State.END}
+    assert set(scene.states("m").values()) == {State.END}
 
 
 async def test_closing_after_starting_was_cancelled_closes_what_was_being_loaded(tmp_path: Path) -> None:
     write_model(tmp_path, "m", 1)
-    scene = Scene(tmp_path, allowed=2)
+    scene = Scene(tmp_path, allowed=0)
     starting = asyncio.create_task(scene.manager.start())
     await scene.events.reached("m", 1, State.LOADING)
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
-    scene.lane.allow()
+    scene.loading.allow()
     await scene.manager.close()
     assert scene.loader.servables["m", 1].closed == 1
 
 
 async def test_closing_while_the_repository_is_read_loads_nothing(tmp_path: Path) -> None:
     write_model(tmp_path, "m", 1)
-    scene = Scene(tmp_path, allowed=1)
+    scene = Scene(tmp_path, reads=0)
     starting = asyncio.create_task(scene.manager.start())
     await scene.manager.close()
-    scene.lane.allow()
-    await starting
+    scene.reading.allow()
+    assert await starting is False
     assert scene.loader.sources == []
     assert scene.manager.models() == []

@@ -56,11 +56,9 @@ async def test_an_unknown_model_is_not_found_and_the_models_are_named(zoo: Serve
         ({"version": 2}, "has no version 2; versions available: 1, 7"),
         ({"version": 0}, "has no version 0; versions available: 1, 7"),
         ({"version": -1}, "has no version -1; versions available: 1, 7"),
-        ({"version_label": "beta"}, "no version label 'beta'; its labels: 'stable' (version 1), 'canary'"),
-        ({"version_label": ""}, "no version label ''"),
     ],
 )
-async def test_an_unknown_version_or_label_is_not_found_and_those_served_are_named(
+async def test_an_unknown_version_is_not_found_and_those_served_are_named(
     zoo: Served, choice: dict[str, str | int], said: str
 ) -> None:
     request = pb.ExplainTilesRequest(spec=spec("colour", IMAGE, **choice))
@@ -69,6 +67,20 @@ async def test_an_unknown_version_or_label_is_not_found_and_those_served_are_nam
 
     assert refusal.code is Code.NOT_FOUND
     assert said in refusal.message
+
+
+@pytest.mark.parametrize("label", ["beta", ""])
+async def test_an_unknown_label_is_a_wrong_request_and_those_there_are_named(zoo: Served, label: str) -> None:
+    request = pb.ExplainTilesRequest(spec=spec("colour", IMAGE, version_label=label))
+
+    refusal = await refused(whole(zoo.explanations.ExplainTiles(request)))
+
+    assert refusal.code is Code.INVALID_ARGUMENT
+    assert refusal.field == "spec.version_label"
+    assert refusal.message == (
+        f"model 'colour' has no version label '{label}'; its labels: 'stable' (version 1), 'canary' "
+        "(version 7)"
+    )
 
 
 @pytest.mark.parametrize(

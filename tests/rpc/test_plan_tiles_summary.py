@@ -501,7 +501,7 @@ async def test_the_version_that_began_answers_to_the_end(tmp_path: Path) -> None
         call = running.explanations.ExplainTiles(request)
         gate.let_through()
         plan = event_of(await call.read())
-        running.server.manager._models["m"].versions[2].unload()  # type: ignore[index]
+        await running.server.manager.unload("m", wait=False)
         gate.open()
         answer = received([plan, *[event_of(each) async for each in _messages(call)]])
 

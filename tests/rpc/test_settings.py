@@ -1,11 +1,14 @@
 """The settings on the command line and in the environment; what is wrong is said in one line."""
 
+import os
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from vitrail_server.settings import Settings, flag_of, parse, variable_of
+from vitrail_server.repository import control
+from vitrail_server.settings import ControlMode, Settings, flag_of, parse, variable_of
 
 REPOSITORY = ["--model-repository", "models"]
 
@@ -21,7 +24,7 @@ def complaint(capsys: pytest.CaptureFixture[str], arguments: list[str], **enviro
 
 
 def test_everything_but_the_repository_has_a_default() -> None:
-    assert parse(REPOSITORY, {}) == Settings(model_repository=Path("models"))
+    assert parse(REPOSITORY, {}) == Settings(model_repository=(Path("models"),))
 
 
 def test_flags_are_read() -> None:
@@ -40,7 +43,7 @@ def test_flags_are_read() -> None:
     )
 
     assert settings == Settings(
-        model_repository=Path("models"),
+        model_repository=(Path("models"),),
         grpc_port=0,
         exit_timeout_secs=2.5,
         token_file=Path("tokens"),
@@ -63,12 +66,41 @@ def test_variables_are_read() -> None:
     }
 
     assert parse([], environment) == Settings(
-        model_repository=Path("models"),
+        model_repository=(Path("models"),),
         grpc_port=9000,
         write_timeout_secs=0.5,
         exit_on_error=True,
         log_format="json",
     )
+
+
+def test_a_flag_that_may_be_given_several_times_keeps_its_order() -> None:
+    settings = parse(
+        [
+            *("--model-repository", "b", "--model-repository", "a"),
+            *("--model-control-mode", "explicit", "--load-model", "m", "--load-model=n"),
+        ],
+        {"VITRAIL_MODEL_REPOSITORY": "c", "VITRAIL_LOAD_MODEL": "o"},
+    )
+
+    assert settings.model_repository == (Path("b"), Path("a"))
+    assert settings.load_model == ("m", "n")
+
+
+def test_a_variable_holds_several_values_as_paths_are_separated() -> None:
+    environment = {
+        "VITRAIL_MODEL_REPOSITORY": f"a{os.pathsep}b",
+        "VITRAIL_MODEL_CONTROL_MODE": "explicit",
+        "VITRAIL_LOAD_MODEL": f"m{os.pathsep}n",
+    }
+    settings = parse([], environment)
+
+    assert settings.model_repository == (Path("a"), Path("b"))
+    assert settings.load_model == ("m", "n")
+
+
+def test_the_control_modes_are_those_of_the_manager() -> None:
+    assert get_args(ControlMode) == get_args(control.ControlMode)
 
 
 @pytest.mark.parametrize("broken", ["9000", "rubbish"])

@@ -380,7 +380,7 @@ async def test_cancelling_an_upload_a_queued_and_a_running_explanation(tmp_path:
         )
         await talk.call.done_writing()
         answers = await talk.answers()
-        handles_before = talk.running.server.manager._models["m"].versions[1]._handles  # type: ignore[index]
+        handles_before = talk.running.server.manager._models["m"].serving[1]._handles  # type: ignore[index]
         talk.gate.open()
         scrape = await talk.running.at_rest(3)
         await talk.running.server.manager.unload("m")  # returns once the last handle is given back

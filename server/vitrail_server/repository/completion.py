@@ -6,6 +6,7 @@ everything here is pure.
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -13,19 +14,23 @@ import numpy as np
 from vitrail.errors import FailedPrecondition, InvalidArgument, VitrailError
 from vitrail_server.repository.config import ModelConfig, TensorConfig
 from vitrail_server.repository.parameters import PREFIX
-from vitrail_server.servable import DTYPES, ImageSize, ModelSettings, Signature, TensorSpec
+from vitrail_server.servable import DTYPES, Batching, ImageSize, ModelSettings, Signature, TensorSpec
 from vitrail_server.wording import listed, quoted, shape_text
 
 FREE = -1
+DEFAULT_MAX_BATCH_SIZE = 64
 
 Numbers = TypeVar("Numbers", bound=tuple[float, ...])
 
 
-def complete(config: ModelConfig, signature: Signature) -> ModelSettings:
+def complete(
+    config: ModelConfig, signature: Signature, default_max_batch_size: int = DEFAULT_MAX_BATCH_SIZE
+) -> ModelSettings:
     """Return the settings of a version of the model whose SavedModel has this signature.
 
     A model without an image input, or with one that cannot be told, predicts without being explained; only
-    where the configuration speaks of its image is that an error.
+    where the configuration speaks of its image is that an error. `default_max_batch_size` is the largest
+    batch of a request where the configuration names none.
 
     Raises:
         InvalidArgument: the configuration does not fit the signature, or leaves open what it must say.
@@ -35,24 +40,32 @@ def complete(config: ModelConfig, signature: Signature) -> ModelSettings:
     _check_names(config, signature)
     _check_shapes(config, signature)
     _check_labels(config, signature)
+    batch = config.max_batch_size or (default_max_batch_size if _batches(config, signature) else 0)
+    _check_preferred(config, batch)
+    settings = ModelSettings(
+        image_input=None,
+        task=config.parameters.task,
+        labels=config.labels,
+        max_batch_size=config.max_batch_size or None,
+        max_request_batch=batch,
+        # Triton's rule: what can be batched is batched, whether or not the configuration says so.
+        batching=config.batching or (Batching() if batch > 1 else None),
+    )
     try:
         image = _image_input(config, signature)
         sizes = _image_sizes(config, image)
     except VitrailError as error:
         if _speaks_of_an_image(config):
             raise
-        return _without_image(config, error.message)
-    ours, defaults = config.parameters, ModelSettings(image_input=image.name)
-    return ModelSettings(
+        return replace(settings, image_reason=error.message)
+    ours = config.parameters
+    return replace(
+        settings,
         image_input=image.name,
-        image_range=_fitting("image_range", ours.image_range or defaults.image_range, image),
-        image_resize=ours.image_resize or defaults.image_resize,
+        image_range=_fitting("image_range", ours.image_range or settings.image_range, image),
+        image_resize=ours.image_resize or settings.image_resize,
         image_sizes=sizes,
-        fill=_fill(ours.fill or defaults.fill, image),
-        task=ours.task,
-        labels=config.labels,
-        max_batch_size=config.max_batch_size or None,
-        batching=config.batching,
+        fill=_fill(ours.fill or settings.fill, image),
     )
 
 
@@ -60,17 +73,6 @@ def served_signature(config: ModelConfig, signature: Signature) -> Signature:
     """Return the signature with the outputs that the configuration lists; with all if it lists none."""
     names = [output.name for output in config.outputs] or list(signature.outputs)
     return Signature(signature.inputs, {name: signature.outputs[name] for name in names})
-
-
-def _without_image(config: ModelConfig, reason: str) -> ModelSettings:
-    return ModelSettings(
-        image_input=None,
-        image_reason=reason,
-        task=config.parameters.task,
-        labels=config.labels,
-        max_batch_size=config.max_batch_size or None,
-        batching=config.batching,
-    )
 
 
 def _speaks_of_an_image(config: ModelConfig) -> bool:
@@ -108,8 +110,7 @@ def _check_names(config: ModelConfig, signature: Signature) -> None:
 
 def _check_shapes(config: ModelConfig, signature: Signature) -> None:
     """Hold `max_batch_size` and the configuration's `dims` to the signature's shapes."""
-    specs = [*signature.inputs.values(), *signature.outputs.values()]
-    unbatched = [spec for spec in specs if spec.shape and spec.shape[0] != FREE]
+    unbatched = _unbatched(signature)
     if config.max_batch_size > 0 and unbatched:
         raise InvalidArgument(
             f"unable to autofill for '{config.name}', configuration specified max-batch "
@@ -118,14 +119,25 @@ def _check_shapes(config: ModelConfig, signature: Signature) -> None:
             "leave 'max_batch_size' out, or export the model with a free batch dimension",
             field="max_batch_size",
         )
-    batch_left_out = config.max_batch_size > 0 or (not unbatched and _dims_leave_batch_out(config, signature))
+    batch_left_out = config.max_batch_size > 0 or (not unbatched and True in _votes(config, signature))
     for kind, tensors, by_name in _both(config, signature):
         for tensor in tensors:
             _check_dims(config, kind, tensor, by_name[tensor.name], batch_left_out)
 
 
-def _dims_leave_batch_out(config: ModelConfig, signature: Signature) -> bool:
-    """Say whether the `dims`, without a `max_batch_size` to tell, leave the batch dimension out."""
+def _batches(config: ModelConfig, signature: Signature) -> bool:
+    """Say whether requests have a batch dimension: the signature allows it, and no `dims` contain it."""
+    return not _unbatched(signature) and False not in _votes(config, signature)
+
+
+def _unbatched(signature: Signature) -> list[TensorSpec]:
+    """Return the tensors whose first dimension is not free."""
+    specs = [*signature.inputs.values(), *signature.outputs.values()]
+    return [spec for spec in specs if spec.shape and spec.shape[0] != FREE]
+
+
+def _votes(config: ModelConfig, signature: Signature) -> set[bool]:
+    """Return whether the `dims` leave the batch dimension out; nothing where none are given."""
     votes = set()
     for _, tensors, specs in _both(config, signature):
         for tensor in tensors:
@@ -139,7 +151,17 @@ def _dims_leave_batch_out(config: ModelConfig, signature: Signature) -> bool:
             "or leave 'dims' out",
             field="input.dims",
         )
-    return True in votes
+    return votes
+
+
+def _check_preferred(config: ModelConfig, max_batch_size: int) -> None:
+    for size in config.batching.preferred_batch_sizes if config.batching else ():
+        if size > max_batch_size:
+            raise InvalidArgument(
+                f"dynamic batching preferred size must be <= max batch size for {config.name}, "
+                f"{size} is above {max_batch_size}",
+                field="dynamic_batching.preferred_batch_size",
+            )
 
 
 def _check_dims(

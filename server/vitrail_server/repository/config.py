@@ -6,7 +6,7 @@ from the SavedModel. The errors name the file, and the line and column where it 
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from google.protobuf import text_format
@@ -15,7 +15,7 @@ from vitrail.errors import InvalidArgument
 from vitrail_server.kserve.v2 import model_config_pb2 as triton
 from vitrail_server.repository.batching import read_batching
 from vitrail_server.repository.config_fields import check_fields
-from vitrail_server.repository.directory import CONFIG_FILENAME, ModelDirectory, read_labels
+from vitrail_server.repository.directory import ModelDirectory, read_labels
 from vitrail_server.repository.parameters import Parameters, read_parameters
 from vitrail_server.repository.version_policy import All, Latest, Specific, VersionPolicy
 from vitrail_server.servable import Batching
@@ -53,8 +53,14 @@ class ModelConfig:
     batching: Batching | None = None
     default_model_filename: str = ""
     parameters: Parameters = field(default_factory=Parameters)
+    message: triton.ModelConfig = field(default_factory=triton.ModelConfig, repr=False, compare=False)
+    """The file itself."""
     notes: tuple[str, ...] = ()
     """What the file says and Vitrail does not use."""
+
+    def loads_like(self, other: "ModelConfig") -> bool:
+        """Say whether a version loaded by the one does for the other: whatever versions they name."""
+        return _for_loading(self) == _for_loading(other)
 
 
 def read_config(directory: ModelDirectory) -> ModelConfig:
@@ -66,12 +72,17 @@ def read_config(directory: ModelDirectory) -> ModelConfig:
     """
     if directory.config is None:
         return ModelConfig(name=directory.name)
-    origin = f"{directory.name}/{CONFIG_FILENAME}"
+    origin = f"{directory.name}/{directory.config.relative_to(directory.path)}"
     message = parse_config(directory.config.read_bytes(), origin)
     try:
-        return _checked(message, directory)
+        return check_config(message, directory)
     except InvalidArgument as error:
         raise InvalidArgument(f"{origin}: {error.message}", field=error.field) from None
+
+
+def _for_loading(config: ModelConfig) -> ModelConfig:
+    parameters = replace(config.parameters, version_labels={}, build_command="")
+    return replace(config, version_policy=Latest(), parameters=parameters, notes=())
 
 
 def parse_config(text: bytes, origin: str) -> triton.ModelConfig:
@@ -95,7 +106,13 @@ def parse_config(text: bytes, origin: str) -> triton.ModelConfig:
     return message
 
 
-def _checked(message: triton.ModelConfig, directory: ModelDirectory) -> ModelConfig:
+def check_config(message: triton.ModelConfig, directory: ModelDirectory) -> ModelConfig:
+    """Return what a configuration says of the model in the directory.
+
+    Raises:
+        InvalidArgument: it contradicts itself, or asks for what is not supported.
+
+    """
     name = directory.name
     _check_identity(message, name)
     unused_fields = check_fields(message)
@@ -117,6 +134,7 @@ def _checked(message: triton.ModelConfig, directory: ModelDirectory) -> ModelCon
         batching=read_batching(message, name),
         default_model_filename=_plain_filename(message.default_model_filename),
         parameters=parameters,
+        message=message,
         notes=unused_fields + unused_parameters,
     )
 

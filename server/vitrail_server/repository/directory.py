@@ -1,6 +1,7 @@
 """What a model repository holds, read from disk: facts only, no state, nothing interpreted.
 
     <repository>/<model>/config.pbtxt                         optional
+    <repository>/<model>/configs/<name>.pbtxt                 instead, for servers that ask for the name
     <repository>/<model>/labels.txt                           named by config.pbtxt
     <repository>/<model>/<version>/model.savedmodel/          a SavedModel, or
     <repository>/<model>/<version>/saved_model.pb             the version's directory is the SavedModel
@@ -21,6 +22,10 @@ from vitrail.errors import FailedPrecondition, InvalidArgument
 from vitrail_server.wording import quoted
 
 CONFIG_FILENAME = "config.pbtxt"
+CONFIGS_DIRECTORY = "configs"
+"""Where a model keeps configurations that a server chooses by name."""
+WARMUP_DIRECTORY = "warmup"
+"""Where a model keeps the data files of its warm-up samples."""
 SAVED_MODEL_DIRECTORY = "model.savedmodel"
 """Triton's name of the SavedModel inside a version's directory."""
 SAVED_MODEL_FILENAME = "saved_model.pb"
@@ -28,7 +33,9 @@ SAVED_MODEL_FILENAME = "saved_model.pb"
 
 _VERSION = re.compile(r"[1-9][0-9]*")
 _LARGEST_VERSION = 2**63 - 1  # an int64 on the wire
-_OTHER_DIRECTORIES = frozenset({"configs", "initial_state", "warmup"})  # Triton's own, beside the versions
+_OTHER_DIRECTORIES = frozenset(
+    {CONFIGS_DIRECTORY, "initial_state", WARMUP_DIRECTORY}
+)  # Triton's own, beside the versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +55,7 @@ class ModelDirectory:
     name: str
     path: Path
     config: Path | None
-    """The config.pbtxt, if there is one."""
+    """The configuration's file, if there is one."""
     versions: Mapping[int, Path]
     """The versions' directories by number, lowest first."""
     ignored: Mapping[str, str]
@@ -75,8 +82,11 @@ def list_models(repository: Path) -> RepositoryDirectory:
     return RepositoryDirectory(models, ignored)
 
 
-def read_model_directory(name: str, path: Path) -> ModelDirectory:
-    """Return what the directory of a model holds."""
+def read_model_directory(name: str, path: Path, config_name: str = "") -> ModelDirectory:
+    """Return what the directory of a model holds.
+
+    If `config_name` is given and `configs/<config_name>.pbtxt` is there, that is the configuration.
+    """
     config, versions, ignored = None, {}, {}
     for entry in sorted(path.iterdir()):
         if entry.name == CONFIG_FILENAME:
@@ -85,6 +95,9 @@ def read_model_directory(name: str, path: Path) -> ModelDirectory:
             ignored[entry.name] = fault
         elif _VERSION.fullmatch(entry.name):
             versions[int(entry.name)] = entry
+    custom = path / CONFIGS_DIRECTORY / f"{config_name}.pbtxt"
+    if config_name and custom.is_file():
+        config = custom
     return ModelDirectory(name, path, config, dict(sorted(versions.items())), ignored)
 
 

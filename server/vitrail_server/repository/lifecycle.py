@@ -1,18 +1,19 @@
-"""The life of one version of a model, from START to END.
+"""One life of one version of a model, from START to END.
 
 Everything here happens on the event loop, so a state changes at one point for everyone; the blocking work
-goes through the lane. A version that failed or was unloaded is not used again: loading once more is a new
-`Version`.
+goes through the lanes. What is loaded is not AVAILABLE until it is published, so that several versions can
+be published in one step. A version that failed or was unloaded is not used again: loading once more is a
+new `Version`.
 """
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
-from vitrail.errors import VitrailError
-from vitrail_server.events import RepositoryEvents
+from vitrail.errors import Code, VitrailError
 from vitrail_server.repository.state import State
 from vitrail_server.servable import Description, Servable
 from vitrail_server.wording import reason_of
@@ -30,6 +31,26 @@ class Lane(Protocol):
 
     def run(self, call: Callable[[], T]) -> Awaitable[T]:
         """Start the call when the lane gets to it, and return what it returns or raise what it raises."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lanes:
+    """Where the blocking calls go."""
+
+    loading: Lane
+    """Loads versions, one at a time: each measures itself."""
+    repository: Lane
+    """Reads the repository, and gives the memory of versions back; nothing here waits for a load."""
+
+
+class VersionEvents(Protocol):
+    """What a version reports."""
+
+    def entered(self, version: "Version") -> None:
+        """Report that the version entered its state."""
+
+    def load_finished(self, version: "Version", seconds: float, *, ok: bool) -> None:
+        """Report that the load ended; the state follows."""
 
 
 class Handle:
@@ -68,17 +89,23 @@ class Handle:
 
 
 class Version:
-    """One version of a model. `load` blocks, on the lane, and returns a servable that is warm."""
+    """One life of one version of a model.
+
+    `load` blocks, on the lane, and returns a servable that is warm. `events` hears of every state and of
+    the end of the load.
+    """
 
     def __init__(
-        self, name: str, number: int, load: Callable[[], Servable], lane: Lane, events: RepositoryEvents
+        self, name: str, number: int, load: Callable[[], Servable], lanes: Lanes, events: VersionEvents
     ) -> None:
         self.number = number
         self.state = State.START
         self.reason = ""
+        self.code = Code.INTERNAL
+        """The kind of the fault that the load failed with."""
         self._name = name
         self._load_servable = load
-        self._lane = lane
+        self._lanes = lanes
         self._events = events
         self._servable: Servable | None = None
         self._handles = 0
@@ -86,7 +113,6 @@ class Version:
         self._unused.set()
         self._loading: asyncio.Task[None] | None = None
         self._unloading: asyncio.Task[None] | None = None
-        events.model_state(name, number, self.state, self.reason)
 
     @property
     def description(self) -> Description | None:
@@ -95,14 +121,28 @@ class Version:
             return None
         return self._servable.description
 
+    @property
+    def loaded(self) -> bool:
+        """Whether it can be published."""
+        return self.state is State.LOADING and self._servable is not None
+
     async def load(self) -> None:
-        """Load, if that was not begun yet, and return when it is over; a failure ends the version."""
+        """Load, if that was not begun yet, and return when it is over.
+
+        A failure ends the version; else it waits, at LOADING, to be published.
+        """
         if self.state is State.START:
             self._enter(State.LOADING)
             self._loading = asyncio.create_task(self._load())
         if self._loading is not None:
             # The call on the lane cannot be stopped, so a caller that is cancelled leaves it running.
             await asyncio.shield(self._loading)
+
+    def publish(self) -> None:
+        """Become AVAILABLE; only when loaded."""
+        if not self.loaded:
+            raise RuntimeError(f"version {self.number} of model '{self._name}' is {self.state}")
+        self._enter(State.AVAILABLE)
 
     def pin(self) -> Handle:
         """Return a handle; only while AVAILABLE."""
@@ -112,16 +152,16 @@ class Version:
         self._unused.clear()
         return Handle(self._servable, self._unpin)
 
-    def unload(self) -> None:
+    def unload(self, reason: str = UNLOADED) -> None:
         """Take no new handles from now on; the memory is given back once the last handle is closed.
 
         A version that is being loaded is loaded to the end first. `ended` says when all is over.
         """
         if self.state is State.START:
-            self._enter(State.END, UNLOADED)
+            self._enter(State.END, reason)
         elif self.state in (State.LOADING, State.AVAILABLE):
             self._enter(State.UNLOADING)
-            self._unloading = asyncio.create_task(self._unload())
+            self._unloading = asyncio.create_task(self._unload(reason))
 
     async def ended(self) -> None:
         """Return when a version that was told to unload is at END."""
@@ -133,28 +173,29 @@ class Version:
         started = clock()
         reason = ""
         try:
-            self._servable = await self._lane.run(self._load_servable)
+            self._servable = await self._lanes.loading.run(self._load_servable)
         except Exception as error:  # whatever is wrong with one version must not stop the others
             reason = reason_of(error)
+            self.code = error.code if isinstance(error, VitrailError) else Code.INTERNAL
             trace = None if isinstance(error, VitrailError) else error
             _logger.exception(
                 "version %d of model %s failed to load: %s", self.number, self._name, reason, exc_info=trace
             )
-        self._events.load_finished(self._name, self.number, clock() - started, ok=not reason)
-        if self.state is State.LOADING:  # else it was unloaded meanwhile, and _unload goes on
-            self._enter(State.END if reason else State.AVAILABLE, reason)
+        self._events.load_finished(self, clock() - started, ok=not reason)
+        if reason and self.state is State.LOADING:  # else it was unloaded meanwhile, and _unload goes on
+            self._enter(State.END, reason)
 
-    async def _unload(self) -> None:
+    async def _unload(self, reason: str) -> None:
         if self._loading is not None:
             await self._loading
         await self._unused.wait()
         if self._servable is not None:
             try:
-                await self._lane.run(self._servable.close)
+                await self._lanes.repository.run(self._servable.close)
             except Exception:
                 _logger.exception("version %d of model %s did not close cleanly", self.number, self._name)
             self._servable = None
-        self._enter(State.END, UNLOADED)
+        self._enter(State.END, reason)
 
     def _unpin(self) -> None:
         self._handles -= 1
@@ -163,4 +204,4 @@ class Version:
 
     def _enter(self, state: State, reason: str = "") -> None:
         self.state, self.reason = state, reason
-        self._events.model_state(self._name, self.number, state, reason)
+        self._events.entered(self)

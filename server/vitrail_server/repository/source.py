@@ -3,13 +3,15 @@
 Reads everything that can be known of a model without loading it. Blocks; called on the loading lane.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from vitrail.errors import FailedPrecondition
-from vitrail_server.repository.config import ModelConfig, read_config
-from vitrail_server.repository.directory import ModelDirectory, find_saved_model, read_model_directory
+from vitrail_server.kserve.v2 import model_config_pb2 as triton
+from vitrail_server.repository.config import ModelConfig, check_config, read_config
+from vitrail_server.repository.directory import ModelDirectory, find_saved_model
 from vitrail_server.repository.version_policy import choose
 from vitrail_server.servable import Servable
 from vitrail_server.wording import listed, quoted
@@ -45,6 +47,8 @@ class ModelSource:
     config: ModelConfig
     versions: tuple[int, ...]
     """The versions to load, lowest first; at least one."""
+    filenames: Mapping[int, str]
+    """The name of each version's SavedModel in its directory; empty: the directory itself, or none."""
     notes: tuple[str, ...]
     """What the operator should know: things ignored, unused or absent."""
 
@@ -60,30 +64,39 @@ class ModelSource:
         return VersionSource(self.directory.name, number, saved_model, self.config)
 
 
-def read_model(name: str, path: Path) -> ModelSource:
-    """Return what the directory of a model asks for.
+def read_model(directory: ModelDirectory, override: triton.ModelConfig | None = None) -> ModelSource:
+    """Return what a model's directory asks for, with its own configuration or with one given instead.
 
     Raises:
         InvalidArgument: the configuration is wrong.
-        FailedPrecondition: there is no version to serve.
+        FailedPrecondition: there is no version to serve, or a label names one that is not served.
 
     """
-    directory = read_model_directory(name, path)
-    config = read_config(directory)
+    config = read_config(directory) if override is None else check_config(override, directory)
     choice = choose(config.version_policy, directory.versions)
     ignored = [f"ignored {quoted(entry)}: {fault}" for entry, fault in directory.ignored.items()]
     absent = [
-        f"version {version} is specified for model '{name}', but the version directory is not present"
+        f"version {version} is specified for model '{config.name}', but the version directory is not present"
         for version in choice.absent
     ]
     if not choice.versions:
         raise FailedPrecondition(_no_version(config, [*absent, *ignored]))
-    unserved = [
-        f"version label {quoted(label)} names version {version}, which is not served"
-        for label, version in config.parameters.version_labels.items()
-        if version not in choice.versions
-    ]
-    return ModelSource(directory, config, choice.versions, (*config.notes, *ignored, *absent, *unserved))
+    for label, version in config.parameters.version_labels.items():
+        if version not in choice.versions:
+            raise FailedPrecondition(
+                f"version label {quoted(label)} names version {version} of model '{config.name}', which is "
+                f"not available; versions served: {listed(choice.versions)}"
+            )
+    filenames = {number: _filename(directory.versions[number], config) for number in choice.versions}
+    return ModelSource(directory, config, choice.versions, filenames, (*config.notes, *ignored, *absent))
+
+
+def _filename(version: Path, config: ModelConfig) -> str:
+    try:
+        path = find_saved_model(version, config.default_model_filename)
+    except FailedPrecondition:
+        return ""  # which is said when the version is to be loaded
+    return "" if path == version else path.name
 
 
 def _no_version(config: ModelConfig, why: list[str]) -> str:

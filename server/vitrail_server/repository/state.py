@@ -6,6 +6,7 @@ can serve, UNLOADING before it cannot. States only move forward; loading again i
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from vitrail_server.servable import Description
 
@@ -32,7 +33,7 @@ class VersionStatus:
     version: int
     state: State
     reason: str
-    """Why the version is at END; empty in every other state."""
+    """Why the version is at END; of an AVAILABLE one, why its replacement failed to load. Else empty."""
     labels: tuple[str, ...]
     """The version labels that the configuration gives to it."""
     description: Description | None
@@ -45,6 +46,27 @@ class ModelStatus:
 
     name: str
     versions: tuple[VersionStatus, ...]
-    """Lowest first; none if the model as a whole cannot be served."""
+    """Lowest first; none if the model was never loaded, or cannot be as a whole."""
     reason: str
-    """Why the model as a whole cannot be served; empty if it can."""
+    """Why the model as a whole cannot be served, or not as its directory asks; empty if it can."""
+
+
+class IndexEntry(NamedTuple):
+    """One line of the repository's index, in Triton's words."""
+
+    name: str
+    version: str
+    """Empty: the model as a whole."""
+    state: str
+    """READY, LOADING, UNLOADING or UNAVAILABLE; empty if the model was never loaded."""
+    reason: str
+
+
+TRITON_STATES = {
+    State.START: "LOADING",
+    State.LOADING: "LOADING",
+    State.AVAILABLE: "READY",
+    State.UNLOADING: "UNLOADING",
+    State.END: "UNAVAILABLE",
+}
+"""What Triton calls each state."""

@@ -93,9 +93,18 @@ class Health(HealthServicer):  # type: ignore[misc]  # the generated code has no
         """Note that a model as a whole cannot be served."""
         self._set(Status.NOT_SERVING, model_service_name(name))
 
+    def model_removed(self, name: str) -> None:
+        """Note that a model is not in the repository any more."""
+        self._available.pop(name, None)
+        self._statuses.pop(model_service_name(name), None)
+        self._notify()
+
     def _set(self, status: int, *services: str) -> None:
         if not self._draining:
             self._statuses.update(dict.fromkeys(services, status))
-            # Whoever waits, waits for the event as it was; the next change is another one's.
-            self._changed.set()
-            self._changed = asyncio.Event()
+            self._notify()
+
+    def _notify(self) -> None:
+        # Whoever waits, waits for the event as it was; the next change is another one's.
+        self._changed.set()
+        self._changed = asyncio.Event()

@@ -36,10 +36,14 @@ def write_model(
     *versions: int | str,
     config: str | None = None,
     files: Mapping[str, str] | None = None,
+    add: bool = False,
 ) -> Path:
-    """Write a model with empty SavedModels in Triton's layout and return its directory."""
+    """Write a model with empty SavedModels in Triton's layout and return its directory.
+
+    `add`: the directory may be there already.
+    """
     model = repository / name
-    model.mkdir(parents=True)
+    model.mkdir(parents=True, exist_ok=add)
     for version in versions:
         saved_model = model / str(version) / "model.savedmodel"
         saved_model.mkdir(parents=True)
@@ -118,13 +122,17 @@ class FakeLane:
 
     def __init__(self, allowed: int = 1_000_000) -> None:
         self._permits = asyncio.Semaphore(allowed)
+        self.waiting = 0
+        """How many calls wait for being allowed."""
 
     def allow(self, calls: int = 100) -> None:
         for _ in range(calls):
             self._permits.release()
 
     async def run(self, call: Callable[[], T]) -> T:
+        self.waiting += 1
         await self._permits.acquire()
+        self.waiting -= 1
         return call()
 
 

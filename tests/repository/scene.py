@@ -1,5 +1,6 @@
 """A manager over repositories on disk, and what surrounds it."""
 
+import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -42,6 +43,11 @@ class Scene:
     async def started(self) -> Manager:
         await self.manager.start()
         return self.manager
+
+    async def settled(self) -> None:
+        """Return when everything that can happen without further ado has happened."""
+        for _ in range(50):
+            await asyncio.sleep(0)
 
     def states(self, name: str) -> dict[int, State]:
         return {version.version: version.state for version in self.manager.model(name).versions}

@@ -93,14 +93,17 @@ def convolutional_without_edge(path: Path) -> None:
     save(path, predict, (None, None, None, 3))
 
 
-def grouped(path: Path) -> None:
-    """A convolution in two groups."""
-    kernel = tf.constant(numbers(3, 3, 1, 4))
+def failing_gradient(path: Path) -> None:
+    """The way forward runs, the way back fails."""
 
-    def predict(image: Tensor) -> dict[str, Tensor]:
-        return {"y": tf.reduce_mean(tf.nn.conv2d(image, kernel, 1, "SAME"), [1, 2])}
+    def guarded(image: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        def back(slope: Tensor) -> Tensor:
+            with tf.control_dependencies([tf.debugging.Assert(slope is None, ["no way back"])]):
+                return tf.identity(slope)
 
-    save(path, predict, (None, 5, 7, 2))
+        return tf.identity(image), back
+
+    save(path, lambda image: {"y": _sums(tf.custom_gradient(guarded)(image))})
 
 
 def byte_pixels(path: Path) -> None:

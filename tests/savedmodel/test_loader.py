@@ -4,6 +4,7 @@ import ctypes
 import gc
 import threading
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from saved_models import IMAGE, SUMS, numbers
 from savedmodel.conftest import DeviceThread, Load, Saved, load_model
 from vitrail.errors import FailedPrecondition
 from vitrail_server.savedmodel import freeze, functions, warm
+from vitrail_server.savedmodel.flat import FlatGraph
+from vitrail_server.savedmodel.flatten import NotFlat
 from vitrail_server.savedmodel.loader import SavedModelLoader
 from vitrail_server.savedmodel.memory import release_memory
 from vitrail_server.savedmodel.programs import Derivatives
@@ -120,8 +123,7 @@ def test_a_custom_gradient_that_was_not_saved_leaves_occlusion(swish: Path, load
 
 
 def test_a_gradient_that_fails_when_it_runs_is_found_out(saved: Saved, load: Load) -> None:
-    """TensorFlow has gradients for grouped convolutions, but not on a CPU."""
-    reason = capabilities(load(saved("grouped"))).gradient_reason
+    reason = capabilities(load(saved("failing_gradient"))).gradient_reason
     assert reason.startswith("TensorFlow cannot compute the gradient: ")
 
 
@@ -277,9 +279,13 @@ def test_the_frozen_graph_answers_as_the_signature_does(
 ) -> None:
     frozen = load(saved("convolutional"))
     assert capabilities(frozen).frozen_reason == ""
-    monkeypatch.setattr(freeze, "LARGEST_WEIGHTS", 1 << 10)
+
+    def refuse(_: object) -> FlatGraph:
+        raise NotFlat("it has variables in a loop")
+
+    monkeypatch.setattr(freeze, "flatten", refuse)
     plain = load_model(saved("convolutional"), device.run)
-    assert capabilities(plain).frozen_reason == "the weights have 0 MiB, and at most 0 MiB are frozen"
+    assert capabilities(plain).frozen_reason == "it has variables in a loop"
     image = numbers(12, 10, 3, seed=3)
     for output in ("logits", "probabilities"):
         np.testing.assert_allclose(answer(frozen, image, output), answer(plain, image, output), rtol=1e-5)
@@ -288,12 +294,12 @@ def test_the_frozen_graph_answers_as_the_signature_does(
 def test_a_frozen_graph_that_answers_differently_is_not_used(
     saved: Saved, device: DeviceThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def falsified(function: Any, **_: Any) -> Any:
-        wrong = tf.function(lambda image: [function(image)[0] * 1.001], autograph=False)
-        return wrong.get_concrete_function(*function.inputs)
+    def falsified(graph: FlatGraph) -> FlatGraph:
+        wrong = {name: value * 1.1 for name, value in graph.constants.items() if value.dtype == np.float32}
+        return replace(graph, constants={**graph.constants, **wrong})
 
-    monkeypatch.setattr(freeze, "convert_variables_to_constants_v2", falsified)
-    model = load_model(saved("sigmoid"), device.run)
+    monkeypatch.setattr(freeze, "simplify", falsified)
+    model = load_model(saved("convolutional"), device.run)
     assert capabilities(model).frozen_reason == "the frozen graph gives other outputs than the signature"
 
 
@@ -303,7 +309,7 @@ def test_where_freezing_fails_the_signature_serves(
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("an internal error\nwith a stack trace")
 
-    monkeypatch.setattr(freeze, "convert_variables_to_constants_v2", broken)
+    monkeypatch.setattr(freeze, "flatten", broken)
     model = load_model(saved("sigmoid"), device.run)
     reason = "TensorFlow cannot freeze the graph: RuntimeError: an internal error"
     assert capabilities(model).frozen_reason == reason
@@ -420,8 +426,9 @@ def test_without_a_gradient_the_variables_go_at_once(
 
 def test_a_graph_with_a_table_is_not_frozen(saved: Saved, device: DeviceThread) -> None:
     model = load_model(saved("table"), device.run)
-    reason = "the frozen graph has other inputs: a table, for example, cannot become a constant"
-    assert capabilities(model).frozen_reason == reason
+    assert capabilities(model).frozen_reason.endswith(
+        "uses something that cannot become a constant: a table, for example, or a variable within a loop"
+    )
     gc.collect()
     image = numbers(*IMAGE, seed=3)
     assert answer(model, image, "class") == [10 + np.argmax(np.tensordot(image, SUMS, 3))]

@@ -7,12 +7,14 @@ the loading thread, calls on the device's.
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from vitrail_server.savedmodel.flat import FlatGraph, name_of
 from vitrail_server.savedmodel.programs import Derivatives
 from vitrail_server.savedmodel.rows import Arrays
 from vitrail_server.savedmodel.signature import DATATYPES, Exported
@@ -33,17 +35,34 @@ SMALLEST = np.finfo(np.float32).tiny
 """Stands for a probability of 0 in CROSS_ENTROPY, as in `explainers.objectives`."""
 
 
+EMBEDDED = 1 << 20
+"""Bytes of the largest constant that is made part of a graph.
+
+Of those TensorFlow holds about eight copies, for a speed that only small ones repay: on CPUs 0 to 10 per
+cent. Larger ones are tensors outside the graph, which every function made of it can share.
+"""
+
+
 class Forward:
     """The outputs of a model for a batch: a `programs.ForwardFunction`.
 
-    `keep` is what TensorFlow's function needs and does not refer to: the owner of its variables.
+    `keep` is what TensorFlow's function needs and does not refer to: the owner of its variables. `flat` is
+    the graph that the function was made of; None for a signature as it was exported.
     """
 
-    def __init__(self, concrete: Any, inputs: Sequence[str], outputs: Sequence[str], keep: object) -> None:
+    def __init__(
+        self,
+        concrete: Any,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        keep: object,
+        flat: FlatGraph | None = None,
+    ) -> None:
         self.concrete = concrete
         """TensorFlow's function: takes the inputs and returns the outputs, both as lists in this order."""
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
+        self.flat = flat
         self._keep = keep
 
     def __call__(self, arrays: Arrays, wanted: Collection[str]) -> dict[str, NDArray[np.generic]]:
@@ -69,6 +88,35 @@ def trace_forward(exported: Exported, outputs: Sequence[str]) -> Forward:
     function = tf.function(forward, autograph=False)
     concrete = function.get_concrete_function(*_specs(exported))
     return Forward(concrete, inputs, outputs, keep=exported.root)
+
+
+def trace_flat(graph: FlatGraph, like: Forward) -> Forward:
+    """Trace a flat graph that computes what `like` computes.
+
+    The large constants of the forward's `flat` are views of the tensors that its function uses.
+    """
+    held = {name: tf.constant(value) for name, value in graph.constants.items() if value.nbytes > EMBEDDED}
+    definition = graph.definition(graph.constants.keys() - held.keys())
+
+    def forward(*tensors: Tensor) -> list[Tensor]:
+        given = dict(zip(graph.inputs, tensors, strict=True)) | {
+            name: tf.identity(tensor) for name, tensor in held.items()
+        }
+        computed = [each for each in graph.outputs if name_of(each) not in given]
+        found = tf.graph_util.import_graph_def(
+            definition,
+            {f"{name}:0": tensor for name, tensor in given.items()},
+            [each if ":" in each else f"{each}:0" for each in computed],
+            name="",
+        )
+        results = given | dict(zip(computed, found, strict=True))
+        return [tf.identity(results[each]) for each in graph.outputs]
+
+    specs = [tf.TensorSpec(each.shape, each.dtype) for each in like.concrete.inputs[: len(like.inputs)]]
+    concrete = tf.function(forward, autograph=False).get_concrete_function(*specs)
+    shared = {name: np.asarray(memoryview(tensor)) for name, tensor in held.items()}
+    flat = replace(graph, constants={**graph.constants, **shared})
+    return Forward(concrete, like.inputs, like.outputs, keep=held, flat=flat)
 
 
 class Gradient:

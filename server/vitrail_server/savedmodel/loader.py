@@ -113,7 +113,7 @@ class SavedModelLoader:
         graph = Graph(forward.concrete)
         behaviour = observe(forward, batch_size_of(signature), sample, run)
         elements = common_elements(forward, behaviour, others, run)
-        forward, frozen_reason = freeze(forward, exported.weights, behaviour, sample, run)
+        forward, frozen_reason = freeze(forward, behaviour, sample, run)
         gradient, gradient_reason = find_gradient(exported, tuple(elements), behaviour, sample, run)
 
         bench = Bench(

@@ -14,6 +14,7 @@ from vitrail_server.work import Kind, PredictRows, Result, Rows
 
 Task = Literal["CLASSIFICATION", "REGRESSION"]
 Resize = Literal["STRETCH", "CENTER_CROP"]
+InstanceKind = Literal["AUTO", "CPU", "GPU"]
 TimeoutAction = Literal["REJECT", "DELAY"]
 ImageSize = tuple[int, int]
 """(height, width) in pixels."""
@@ -56,6 +57,18 @@ class Signature:
 
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceGroup:
+    """Devices on which a model is to run: one entry of Triton's `instance_group`."""
+
+    kind: InstanceKind = "AUTO"
+    """AUTO: GPUs if there are any, else the CPU."""
+    count: int = 1
+    """How many instances each device has."""
+    gpus: tuple[int, ...] = ()
+    """The GPUs, by number; none: all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +132,8 @@ class ModelSettings:
     those of the signature."""
     batching: Batching | None = None
     """How inference requests are batched. None: each runs by itself."""
+    instances: tuple[InstanceGroup, ...] = ()
+    """Where the model is to run; none: the server chooses."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from vitrail.errors import InvalidArgument
 from vitrail_server.repository.config import ModelConfig, TensorConfig, parse_config, read_config
 from vitrail_server.repository.parameters import Parameters
 from vitrail_server.repository.version_policy import All, Latest, Specific, VersionPolicy
-from vitrail_server.servable import Batching
+from vitrail_server.servable import Batching, InstanceGroup
 
 from .fakes import model_directory
 
@@ -33,6 +33,7 @@ output {
 }
 version_policy: { specific: { versions: [ 1, 3 ] } }
 instance_group [ { count: 2 kind: KIND_CPU } ]
+optimization { graph { level: 1 } }
 dynamic_batching { }
 default_model_filename: "net"
 parameters: { key: "vitrail.fill" value: { string_value: "0.5" } }
@@ -53,11 +54,11 @@ def test_a_whole_configuration(tmp_path: Path) -> None:
         outputs=(TensorConfig("scores", "FP32", (2,)),),
         labels={"scores": ("cat", "dog")},
         batching=Batching(),
+        instances=(InstanceGroup("CPU", 2),),
         default_model_filename="net",
         parameters=Parameters(fill=(0.5,)),
         notes=(
-            "'instance_group.count' is not used: one instance serves all requests in batches",
-            "'instance_group.kind' is not used: the server's one device runs every model",
+            "'optimization.graph' is not used: the graph is optimized as far as it pays on this machine",
             "parameter 'TF_NUM_INTRA_THREADS' is not used",
         ),
     )

@@ -83,16 +83,15 @@ def test_a_field_at_its_default_says_nothing(text: str) -> None:
 
 def test_a_field_that_is_not_used_is_noted_once() -> None:
     text = """
-        instance_group [ { kind: KIND_CPU count: 2 }, { kind: KIND_GPU gpus: [0, 1] } ]
-        dynamic_batching { preferred_batch_size: [4, 8] }
+        instance_group [ { host_policy: "a" }, { host_policy: "b" } ]
+        optimization { graph { level: 1 } }
         model_warmup { name: "w" batch_size: 1 inputs { key: "x" value { zero_data: true } } }
     """
     assert check_fields(text_format.Parse(text, ModelConfig())) == tuple(
         f"'{path}' is not used: {RULES[path].why}"
         for path in (
-            "instance_group.count",
-            "instance_group.kind",
-            "instance_group.gpus",
+            "instance_group.host_policy",
+            "optimization.graph",
             "model_warmup",
         )
     )

@@ -50,6 +50,7 @@ def complete(
         max_request_batch=batch,
         # Triton's rule: what can be batched is batched, whether or not the configuration says so.
         batching=config.batching or (Batching() if batch > 1 else None),
+        instances=config.instances,
     )
     try:
         image = _image_input(config, signature)

@@ -16,9 +16,10 @@ from vitrail_server.kserve.v2 import model_config_pb2 as triton
 from vitrail_server.repository.batching import read_batching
 from vitrail_server.repository.config_fields import check_fields
 from vitrail_server.repository.directory import ModelDirectory, read_labels
+from vitrail_server.repository.instances import read_instances
 from vitrail_server.repository.parameters import Parameters, read_parameters
 from vitrail_server.repository.version_policy import All, Latest, Specific, VersionPolicy
-from vitrail_server.servable import Batching
+from vitrail_server.servable import Batching, InstanceGroup
 from vitrail_server.wording import quoted, shortened
 
 PLATFORM = "tensorflow_savedmodel"
@@ -51,6 +52,7 @@ class ModelConfig:
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The lines of the label files, by output."""
     batching: Batching | None = None
+    instances: tuple[InstanceGroup, ...] = ()
     default_model_filename: str = ""
     parameters: Parameters = field(default_factory=Parameters)
     message: triton.ModelConfig = field(default_factory=triton.ModelConfig, repr=False, compare=False)
@@ -132,6 +134,7 @@ def check_config(message: triton.ModelConfig, directory: ModelDirectory) -> Mode
         outputs=_tensors("output", message.output, name),
         labels=_labels(message.output, directory),
         batching=read_batching(message, name),
+        instances=read_instances(message, name),
         default_model_filename=_plain_filename(message.default_model_filename),
         parameters=parameters,
         message=message,

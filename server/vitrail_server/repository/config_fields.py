@@ -46,7 +46,6 @@ def _refused(why: str) -> Rule:
 
 _TENSORRT = "it is for TensorRT models"
 _RESHAPE = "leave 'dims' and 'reshape' out: they are taken from the SavedModel"
-_ONE_DEVICE = "the server's one device runs every model"
 _RATE = "leave it out: the server shares its device fairly among requests"
 
 RULES: Mapping[str, Rule] = {
@@ -87,11 +86,11 @@ RULES: Mapping[str, Rule] = {
     "dynamic_batching.priority_queue_policy": _honoured("the same for one priority"),
     "sequence_batching": _refused("every request stands alone"),
     "ensemble_scheduling": _refused("export one SavedModel that contains all steps"),
-    "instance_group.name": _unused(_ONE_DEVICE),
-    "instance_group.kind": _unused(_ONE_DEVICE),
-    "instance_group.count": _unused("one instance serves all requests in batches"),
-    "instance_group.gpus": _unused(_ONE_DEVICE),
-    "instance_group.host_policy": _unused(_ONE_DEVICE),
+    "instance_group.name": _honoured("its name in messages"),
+    "instance_group.kind": _honoured("KIND_AUTO, KIND_CPU or KIND_GPU"),
+    "instance_group.count": _honoured("how many instances each device has"),
+    "instance_group.gpus": _honoured("the devices, by number"),
+    "instance_group.host_policy": _unused("the operating system places the server's threads"),
     "instance_group.rate_limiter": _refused(_RATE),
     "instance_group.secondary_devices": _refused(_TENSORRT),
     "instance_group.profile": _refused(_TENSORRT),

@@ -1,0 +1,73 @@
+import pytest
+from google.protobuf import text_format
+
+from vitrail.errors import InvalidArgument
+from vitrail_server.kserve.v2.model_config_pb2 import ModelConfig
+from vitrail_server.repository.instances import read_instances
+from vitrail_server.servable import InstanceGroup
+
+
+def read(text: str) -> tuple[InstanceGroup, ...]:
+    return read_instances(text_format.Parse(text, ModelConfig()), "m")
+
+
+def test_instance_groups_are_read() -> None:
+    assert read("") == ()
+    assert read("instance_group [ { } ]") == (InstanceGroup("AUTO", 1, ()),)
+    text = """
+        instance_group [
+          { name: "a" count: 2 kind: KIND_GPU gpus: [ 1, 0 ] },
+          { kind: KIND_CPU count: 3 },
+          { kind: KIND_AUTO gpus: 2 }
+        ]
+    """
+    assert read(text) == (
+        InstanceGroup("GPU", 2, (1, 0)),
+        InstanceGroup("CPU", 3, ()),
+        InstanceGroup("AUTO", 1, (2,)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "message"),
+    [
+        (
+            "{ kind: KIND_MODEL gpus: 0 }",
+            "gpus",
+            "instance group m_0 of model m has kind KIND_MODEL but specifies one or more GPUs",
+        ),
+        (
+            "{ kind: KIND_MODEL }",
+            "kind",
+            (
+                "instance group m_0 of model m has a kind that is not supported; give KIND_AUTO, KIND_CPU or "
+                "KIND_GPU"
+            ),
+        ),
+        (
+            '{ } instance_group { name: "c" kind: KIND_CPU gpus: 0 }',
+            "gpus",
+            "instance group c of model m has kind KIND_CPU but specifies one or more GPUs",
+        ),
+        ("{ count: -1 }", "count", "instance group m_0 of model m has count -1"),
+        (
+            "{ kind: KIND_GPU gpus: [ 1, 1 ] }",
+            "gpus",
+            "instance group m_0 of model m must name each GPU once, by its number, counting from 0",
+        ),
+        (
+            "{ gpus: -1 }",
+            "gpus",
+            "instance group m_0 of model m must name each GPU once, by its number, counting from 0",
+        ),
+        (
+            '{ name: "a" } instance_group { name: "a" }',
+            "name",
+            "instance group a of model m is there twice",
+        ),
+    ],
+)
+def test_a_contradiction_is_refused(text: str, field: str, message: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        read(f"instance_group {text}")
+    assert (caught.value.message, caught.value.field) == (message, f"instance_group.{field}")

@@ -44,7 +44,7 @@ MAY_USE = {
     "runtime": {"runtime", "explainers"},
     "repository": {"repository", "kserve"},
     "savedmodel": {"savedmodel"},
-    "rpc": {"rpc", "repository", "runtime", "explainers", "inference", "settings"},
+    "rpc": {"rpc", "repository", "runtime", "explainers", "inference", "kserve", "logs", "settings"},
     "work": set(),
     "wording": set(),
     "servable": set(),

@@ -138,7 +138,7 @@ def test_an_explanation_that_outlives_its_version_is_counted_without_it() -> Non
 
 def test_counters_of_a_version_begin_at_zero_for_every_outcome() -> None:
     metrics = Metrics()
-    metrics.offered(("gradient", "occlusion"), 64)
+    metrics.offered(("gradient", "occlusion"), 64, 1024)
     metrics.model_state("m", 3, State.LOADING, "")
     before = value(metrics, "vitrail_explanations_total", {**OF, "outcome": "internal"})
     metrics.model_state("m", 3, State.AVAILABLE, "")
@@ -320,7 +320,7 @@ def test_nothing_is_left_of_a_model_that_was_removed() -> None:
 async def test_no_series_is_left_after_a_thousand_versions_came_and_went() -> None:
     metrics, lane = Metrics(), FakeLane()
     lanes = Lanes(loading=lane, repository=lane)
-    metrics.offered(("gradient", "occlusion"), 64)
+    metrics.offered(("gradient", "occlusion"), 64, 1024)
 
     def failing() -> Servable:
         raise ValueError("broken")

@@ -63,6 +63,32 @@ class ExplanationEnded:
     tiles: int
 
 
+@dataclass(frozen=True, slots=True)
+class InferenceEnded:
+    """An inference was answered, refused or given up."""
+
+    request_id: str
+    """The request's own id, else the caller's name for the call (metadata `x-request-id`), or one made up."""
+    model: str
+    """Empty if the request named no model of the repository."""
+    version: int
+    """0 if no version was chosen."""
+    outcome: str
+    """complete, or the name of the status code in lower case."""
+    rows: int
+    """Rows answered; 0 if it was not."""
+    seconds: float
+    """From the request's arrival to its answer."""
+    decode_seconds: float | None
+    """Until its tensors were read and checked. None: they never were."""
+    queue_seconds: float | None
+    """From then until its first batch began. None: none did."""
+    device_seconds: float | None
+    """Its share, by rows, of the seconds of its batches. None: it was in none."""
+    encode_seconds: float | None
+    """From the end of its last batch until its answer was made. None: there was no answer."""
+
+
 class DeviceEvents(Protocol):
     """What the device reports."""
 
@@ -87,6 +113,16 @@ class ExplanationEvents(Protocol):
 
     def explanation_ended(self, event: ExplanationEnded, *, admitted: bool) -> None:
         """Report the end of an explanation, of one that was never admitted too."""
+
+
+class InferenceEvents(Protocol):
+    """What the inference service reports."""
+
+    def inference_started(self) -> None:
+        """Report that one was admitted; `inference_ended` follows, whatever happens."""
+
+    def inference_ended(self, event: InferenceEnded, *, admitted: bool) -> None:
+        """Report the end of an inference, of one that was never admitted too."""
 
 
 class RepositoryEvents(Protocol):

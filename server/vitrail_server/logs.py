@@ -8,10 +8,11 @@ import json
 import logging
 from datetime import UTC, datetime
 
-from vitrail_server.events import ExplanationEnded
+from vitrail_server.events import ExplanationEnded, InferenceEnded
 from vitrail_server.settings import LogFormat, LogLevel
 
 log = logging.getLogger("vitrail_server.explanations")
+inferences = logging.getLogger("vitrail_server.inferences")
 
 FIELDS = "fields"
 """The attribute of a log record that holds its further fields."""
@@ -19,10 +20,31 @@ FIELDS = "fields"
 
 def configure_logs(level: LogLevel, form: LogFormat) -> None:
     """Send the log to standard error, for the whole process."""
-    handler = logging.StreamHandler()
+    logging.basicConfig(level=level.upper(), handlers=[logging.StreamHandler()])
+    set_form(form)
+
+
+def current_level() -> int:
+    """Return the least severe level that is logged."""
+    return logging.getLogger().level
+
+
+def set_level(level: int) -> None:
+    """Log what is at least so severe from now on."""
+    logging.getLogger().setLevel(level)
+
+
+def current_form() -> LogFormat:
+    """Return the form of the log's lines."""
+    handlers = logging.getLogger().handlers
+    return "json" if any(isinstance(each.formatter, JsonFormatter) for each in handlers) else "text"
+
+
+def set_form(form: LogFormat) -> None:
+    """Write lines of this form from now on."""
     text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    handler.setFormatter(JsonFormatter() if form == "json" else text)
-    logging.basicConfig(level=level.upper(), handlers=[handler])
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(JsonFormatter() if form == "json" else text)
 
 
 def log_explanation(event: ExplanationEnded) -> None:
@@ -41,6 +63,28 @@ def log_explanation(event: ExplanationEnded) -> None:
                 "model": event.model,
                 "version": event.version,
                 "method": event.method,
+                "outcome": event.outcome,
+                "seconds": round(event.seconds, 6),
+            }
+        },
+    )
+
+
+def log_inference(event: InferenceEnded) -> None:
+    """Log the end of one inference: there are many, so only with the level debug."""
+    inferences.debug(
+        "%s: inference by %s version %d %s in %.3f s",
+        event.request_id,
+        event.model or "no model",
+        event.version,
+        event.outcome,
+        event.seconds,
+        extra={
+            FIELDS: {
+                "request_id": event.request_id,
+                "model": event.model,
+                "version": event.version,
+                "rows": event.rows,
                 "outcome": event.outcome,
                 "seconds": round(event.seconds, 6),
             }

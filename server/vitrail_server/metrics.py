@@ -23,7 +23,7 @@ from prometheus_client import (
 )
 
 from vitrail.errors import Code
-from vitrail_server.events import BatchExecuted, ExplanationEnded
+from vitrail_server.events import BatchExecuted, ExplanationEnded, InferenceEnded
 from vitrail_server.repository.state import State
 from vitrail_server.work import Kind
 
@@ -43,6 +43,7 @@ NO_VERSION = ("", "")
 
 OUTCOMES = ("complete", "partial", *(code.name.lower() for code in Code))
 RESULTS = ("done", "skipped", "dropped")
+INFERENCE_OUTCOMES = ("complete", *(code.name.lower() for code in Code))
 
 
 class Metrics:
@@ -56,6 +57,7 @@ class Metrics:
         self._states: dict[tuple[str, str], State] = {}
         self._failed: set[tuple[str, str]] = set()
         self._define_explanations()
+        self._define_inferences()
         self._define_device()
         self._define_models()
         self._define_rpcs()
@@ -105,9 +107,33 @@ class Metrics:
         )
         self._tiles = self._counter("vitrail_explanation_tiles", "Tiles sent.", EXPLANATION)
 
+    def _define_inferences(self) -> None:
+        self._inferences = self._counter(
+            "vitrail_inferences",
+            "Inferences that ended, by outcome: complete or a status code.",
+            (*VERSION, "outcome"),
+        )
+        self._inferences_in_flight = self._gauge(
+            "vitrail_inferences_in_flight", "Inferences admitted and not ended."
+        )
+        self._inferences_limit = self._gauge(
+            "vitrail_inferences_limit", "The most inferences in flight; more are refused."
+        )
+        self._inference_rows = self._counter(
+            "vitrail_inference_rows", "Rows of the inferences that were answered.", VERSION
+        )
+        self._inference_duration = self._histogram(
+            "vitrail_inference_duration_seconds", "From a request's arrival to its answer.", VERSION
+        )
+        self._inference_stage = self._histogram(
+            "vitrail_inference_stage_duration_seconds",
+            "Where an inference spent its time: decode, queue, device or encode.",
+            (*VERSION, "stage"),
+        )
+
     def _define_device(self) -> None:
         self._queue_depth = self._gauge(
-            "vitrail_queue_depth", "Explanations with rows that wait for a place in a batch."
+            "vitrail_queue_depth", "Explanations and inferences with rows that wait for a place in a batch."
         )
         self._queue_wait = self._histogram(
             "vitrail_queue_wait_seconds",
@@ -118,7 +144,7 @@ class Metrics:
             "vitrail_batches_in_flight", "Batches that the device computes or has before it."
         )
         self._batch_rows = self._histogram(
-            "vitrail_batch_rows", "Rows of explanations in one batch, without padding.", PROGRAM, ROWS
+            "vitrail_batch_rows", "Rows in one batch, without padding.", PROGRAM, ROWS
         )
         self._batch_seconds = self._histogram(
             "vitrail_batch_duration_seconds", "Duration of one batch on the device.", PROGRAM
@@ -128,7 +154,7 @@ class Metrics:
         )
         self._dropped_rows = self._counter(
             "vitrail_batch_dropped_rows",
-            "Rows left out of their batch, because their explanation had ended.",
+            "Rows left out of their batch, because what they are for had ended.",
             PROGRAM,
         )
         self._batch_failures = self._counter(
@@ -198,10 +224,13 @@ class Metrics:
         self._server.shutdown()
         self._server.server_close()
 
-    def offered(self, methods: Iterable[str], max_explanations: int) -> None:
-        """Show what the server offers: its methods, and how many explanations may be in flight."""
+    def offered(self, methods: Iterable[str], max_explanations: int, max_inferences: int) -> None:
+        """Show what the server offers: its methods, and how much may be in flight."""
         self._methods = tuple(methods)
         self._limit.set(max_explanations)
+        self._inferences_limit.set(max_inferences)
+        for outcome in INFERENCE_OUTCOMES:
+            self._inferences.labels(*NO_VERSION, outcome)
         for outcome in OUTCOMES:
             self._explanations.labels(*NO_VERSION, "", outcome)
 
@@ -236,6 +265,28 @@ class Metrics:
         for result, count in zip(RESULTS, (event.done, event.skipped, event.dropped), strict=True):
             self._evaluations.labels(*of, result).inc(count)
         self._tiles.labels(*of).inc(event.tiles)
+
+    def inference_started(self) -> None:
+        """Count an admitted inference."""
+        self._inferences_in_flight.inc()
+
+    def inference_ended(self, event: InferenceEnded, *, admitted: bool) -> None:
+        """Count the end of an inference."""
+        if admitted:
+            self._inferences_in_flight.dec()
+        of_version = (event.model, str(event.version))
+        of = of_version if of_version in self._states else NO_VERSION
+        self._inferences.labels(*of, event.outcome).inc()
+        self._inference_duration.labels(*of).observe(event.seconds)
+        self._inference_rows.labels(*of).inc(event.rows)
+        for stage, seconds in (
+            ("decode", event.decode_seconds),
+            ("queue", event.queue_seconds),
+            ("device", event.device_seconds),
+            ("encode", event.encode_seconds),
+        ):
+            if seconds is not None:
+                self._inference_stage.labels(*of, stage).observe(seconds)
 
     def batch_executed(self, event: BatchExecuted) -> None:
         """Count a batch."""
@@ -316,6 +367,9 @@ class Metrics:
         self._rpc_sent.labels(*_rpc(method, kind)).inc()
 
     def _begin_at_zero(self, of: tuple[str, str]) -> None:
+        self._inference_rows.labels(*of)
+        for outcome in INFERENCE_OUTCOMES:
+            self._inferences.labels(*of, outcome)
         for outcome in ("ok", "failed"):
             self._reloads.labels(of[0], outcome)
         for method in self._methods:
@@ -339,6 +393,10 @@ class Metrics:
             self._announced,
             self._evaluations,
             self._tiles,
+            self._inferences,
+            self._inference_rows,
+            self._inference_duration,
+            self._inference_stage,
             self._model_state,
         ):
             metric.remove_by_labels({"model": model, "version": number})

@@ -36,10 +36,6 @@ DTYPES: dict[str, np.dtype[np.generic]] = {
 """The NumPy type of each datatype that NumPy has; Triton's names, without BYTES and BF16."""
 
 
-DEFAULT_MAX_BATCH_SIZE = 4
-"""The most rows of one inference where the configuration does not say; Triton's default."""
-
-
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """One input or output of a signature."""
@@ -179,23 +175,6 @@ class Description:
     output_elements: Mapping[str, int]
     """How many elements each numeric output has per image; outputs of other kinds are left out."""
     capabilities: Capabilities
-
-    @property
-    def batchable(self) -> bool:
-        """Whether rows of several requests may share a batch.
-
-        Every input has a free batch dimension, and every output too, apart from numbers for a whole batch.
-        """
-        inputs = [spec.shape for spec in self.signature.inputs.values()]
-        outputs = [spec.shape for spec in self.signature.outputs.values()]
-        return all(shape is None or shape[:1] == (-1,) for shape in inputs) and all(
-            not shape or shape[0] == -1 for shape in outputs
-        )
-
-    @property
-    def max_batch_size(self) -> int:
-        """The most rows of one inference, as Triton has it: 0 where there is no batch dimension."""
-        return (self.settings.max_batch_size or DEFAULT_MAX_BATCH_SIZE) if self.batchable else 0
 
     @property
     def image(self) -> TensorSpec:

@@ -14,13 +14,12 @@ from typing import Self
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from vitrail.errors import FailedPrecondition
 from vitrail.v1 import explanation_pb2, explanation_pb2_grpc, model_pb2, model_pb2_grpc
-from vitrail_server.events import ExplanationEnded
+from vitrail_server.events import ExplanationEnded, InferenceEnded
 from vitrail_server.explainers.question import Limits
-from vitrail_server.logs import log_explanation
+from vitrail_server.logs import log_explanation, log_inference
 from vitrail_server.metrics import Metrics
 from vitrail_server.repository.completion import complete, served_signature
 from vitrail_server.repository.control import Control
@@ -29,12 +28,18 @@ from vitrail_server.repository.manager import Manager
 from vitrail_server.repository.repositories import Repositories
 from vitrail_server.repository.source import Loader, VersionSource
 from vitrail_server.repository.state import State
+from vitrail_server.rpc import reflection
 from vitrail_server.rpc.admission import Admission
 from vitrail_server.rpc.boundary import Boundary
 from vitrail_server.rpc.codec import METHODS
 from vitrail_server.rpc.conversation import StreamLimits
 from vitrail_server.rpc.explanation_service import ExplanationService
 from vitrail_server.rpc.health import Health
+from vitrail_server.rpc.inference.explain import Explanations
+from vitrail_server.rpc.inference.handlers import SERVICE as INFERENCE_SERVICE
+from vitrail_server.rpc.inference.handlers import add_to_server as add_inference_service
+from vitrail_server.rpc.inference.infer import InferenceEngine
+from vitrail_server.rpc.inference.service import InferenceService
 from vitrail_server.rpc.model_service import ModelService
 from vitrail_server.rpc.session import Engine
 from vitrail_server.rpc.tls import server_credentials
@@ -48,6 +53,7 @@ log = logging.getLogger(__name__)
 
 SERVICES = (
     explanation_pb2.DESCRIPTOR.services_by_name["ExplanationService"].full_name,
+    INFERENCE_SERVICE,
     model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
 )
 HEALTH_SERVICE = "grpc.health.v1.Health"
@@ -75,7 +81,7 @@ class Server:
 
         """
         settings = self._settings
-        self._metrics.offered(METHODS, settings.max_explanations)
+        self._metrics.offered(METHODS, settings.max_explanations, settings.max_inferences)
         self._health = Health(SERVICES, settings.write_timeout_secs)
         self._device = Device(self._metrics)
         self._loading, self._repository, self._decoding = (
@@ -83,7 +89,9 @@ class Server:
             Lane("repository"),
             Lane("decoding"),
         )
-        self._admission = Admission(settings.max_explanations, settings.max_upload_bytes)
+        self._admission = Admission(
+            settings.max_explanations, settings.max_inferences, settings.max_upload_bytes
+        )
         self._polling: asyncio.Task[None] | None = None
         self.manager = Manager(
             Repositories(settings.model_repository, settings.model_config_name or ""),
@@ -123,7 +131,7 @@ class Server:
         self._metrics.close()
 
     async def _drain(self) -> None:
-        """Take no more calls, wait for the explanations in flight, then end the calls that are left.
+        """Take no more calls, wait for what is being computed, then end the calls that are left.
 
         Those are streams on which nothing is being explained, and readers that have stopped.
         """
@@ -164,9 +172,24 @@ class Server:
             ExplanationService(engine, stream_limits, settings.write_timeout_secs), server
         )
         model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(self.manager), server)
+        add_inference_service(self._inference_service(engine), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection((*SERVICES, HEALTH_SERVICE, reflection.SERVICE_NAME), server)
+        reflection.enable((*SERVICES, HEALTH_SERVICE), server)
         return server
+
+    def _inference_service(self, engine: Engine) -> InferenceService:
+        settings = self._settings
+        inferences = InferenceEngine(
+            manager=self.manager,
+            device=self._device,
+            decoding=self._decoding,
+            admission=self._admission,
+            events=_InferenceReports(self._metrics),
+        )
+        explanations = Explanations(engine, inferences, settings.max_message_bytes)
+        return InferenceService(
+            inferences, explanations, lambda: self._health.is_ready, settings.write_timeout_secs
+        )
 
     def _bind(self) -> int:
         settings = self._settings
@@ -207,6 +230,22 @@ class _ExplanationReports:
         """Report the end of an explanation."""
         self.metrics.explanation_ended(event, admitted=admitted)
         log_explanation(event)
+
+
+@dataclass(frozen=True, slots=True)
+class _InferenceReports:
+    """Tells metrics and log how inferences end."""
+
+    metrics: Metrics
+
+    def inference_started(self) -> None:
+        """Report an admitted inference."""
+        self.metrics.inference_started()
+
+    def inference_ended(self, event: InferenceEnded, *, admitted: bool) -> None:
+        """Report the end of an inference."""
+        self.metrics.inference_ended(event, admitted=admitted)
+        log_inference(event)
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,7 @@ class Settings:
     max_targets: Annotated[int, "targets of one explanation", COUNT] = 64
     max_scores: Annotated[int, "windows times targets of one explanation", COUNT] = 2_000_000
     max_explanations: Annotated[int, "explanations in flight, over all callers", COUNT] = 64
+    max_inferences: Annotated[int, "inferences in flight, over all callers", COUNT] = 1024
     max_explanations_per_stream: Annotated[
         int, "explanations and uploads open on one ExplainStream", COUNT
     ] = 16

@@ -52,7 +52,10 @@ def describe(
             outputs={OUTPUT: TensorSpec(OUTPUT, "FP32", (-1, elements))},
         ),
         settings=ModelSettings(
-            image_input="image", fill=fill, labels={OUTPUT: tuple(labels)} if labels else {}
+            image_input="image",
+            fill=fill,
+            labels={OUTPUT: tuple(labels)} if labels else {},
+            max_request_batch=8,
         ),
         task=task,
         probabilities=frozenset({OUTPUT} if probabilities else ()),

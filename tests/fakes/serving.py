@@ -148,7 +148,9 @@ class FakeServable:
         """The rows of every batch that `Offer.predict` answered."""
         self.closed = 0
         self._offer = offer
-        self._predictors = Predictors(self._predict, max(1, description.max_batch_size), seconds=0.001)
+        self._predictors = Predictors(
+            self._predict, max(1, description.settings.max_request_batch), seconds=0.001
+        )
 
     def program(self, kind: Kind, image_size: ImageSize) -> GatedProgram:
         assert image_size in self.description.image_sizes

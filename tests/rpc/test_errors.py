@@ -258,8 +258,9 @@ async def test_a_map_over_a_mebibyte_is_refused_by_explain_which_names_explain_t
     small = await zoo.explanations.Explain(pb.ExplainRequest(spec=what))
 
     assert refusal.code is Code.RESOURCE_EXHAUSTED
-    assert refusal.message.startswith(f"the map has {512 * 513 * 4} bytes, and Explain returns at most {MIB}")
-    assert "use ExplainTiles" in refusal.message
+    size = 512 * 513 * 4
+    assert refusal.message.startswith(f"the map has {size} bytes, and one reply holds at most {MIB}: ")
+    assert "stream it (ExplainTiles, " in refusal.message
     assert streamed.values.shape == (1, 512, 513)
     assert list(small.plan.map_shape) == [1, 2, 3]
 
@@ -318,7 +319,7 @@ async def test_a_time_budget_that_is_no_time_is_invalid(zoo: Served, seconds: in
     [
         "/vitrail.v1.ExplanationService/Explode",
         "/vitrail.v1.NoService/Explain",
-        "/inference.GRPCInferenceService/ModelInfer",
+        "/inference.GRPCInferenceService/ModelExplain",
         "/x",
     ],
 )

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 
 import grpc
 import pytest
+from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
@@ -125,16 +126,28 @@ async def test_reflection_lists_the_services_and_describes_them(zoo: Served) -> 
     async def requests() -> AsyncIterator[ServerReflectionRequest]:
         yield ServerReflectionRequest(list_services="")
         yield ServerReflectionRequest(file_containing_symbol="vitrail.v1.ExplanationService")
+        yield ServerReflectionRequest(file_containing_symbol="inference.GRPCInferenceService")
         yield ServerReflectionRequest(file_containing_symbol="vitrail.v1.Nothing")
 
     call = ServerReflectionStub(zoo.channel).ServerReflectionInfo(requests())
-    services, described, missing = [response async for response in call]
+    services, described, inference, missing = [response async for response in call]
 
     assert {each.name for each in services.list_services_response.service} == {
         "vitrail.v1.ExplanationService",
         "vitrail.v1.ModelService",
+        "inference.GRPCInferenceService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
     }
     assert described.file_descriptor_response.file_descriptor_proto
+    pool = DescriptorPool()
+    for file in inference.file_descriptor_response.file_descriptor_proto[::-1]:
+        pool.AddSerializedFile(file)
+    service = pool.FindServiceByName("inference.GRPCInferenceService")
+    infer = service.methods_by_name["ModelInfer"]
+    assert infer.input_type.full_name == "inference.ModelInferRequest"
+    inputs = infer.input_type.fields_by_name["inputs"].message_type
+    assert inputs is pool.FindMessageTypeByName("inference.ModelInferRequest.InferInputTensor")
+    config = service.methods_by_name["ModelConfig"].output_type.fields_by_name["config"]
+    assert config.message_type is pool.FindMessageTypeByName("inference.ModelConfig")
     assert missing.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -15,7 +16,7 @@ from fakes.wide import Plain
 from vitrail.errors import FailedPrecondition, InvalidArgument
 from vitrail.v1 import explanation_pb2 as pb
 from vitrail.v1 import model_pb2
-from vitrail_server.rpc.tokens import read_tokens
+from vitrail_server.rpc.tokens import Role, read_tokens
 
 from .messages import refused, send_bytes, spec, start, whole
 
@@ -28,8 +29,10 @@ FILE = """
 observe   look-around
 EXPLAIN   open-sesame
 explain   sesame-offen
+control   all-mine
 """
 OBSERVER: Metadata = (("authorization", "Bearer look-around"),)
+CONTROLLER: Metadata = (("authorization", "Bearer all-mine"),)
 EXPLAINER: Metadata = (("authorization", "Bearer open-sesame"),)
 NOBODIES: list[Metadata] = [
     (),
@@ -98,12 +101,40 @@ async def test_an_observer_may_look_but_not_ask_for_maps(guarded: Served) -> Non
     ]
 
     assert [model.name for model in models.models] == ["m"]
-    assert len(services.list_services_response.service) == 4
+    assert len(services.list_services_response.service) == 5
     for refusal, rpc in zip(refusals, ("Explain", "ExplainTiles", "ExplainStream"), strict=True):
         assert refusal.code is grpc.StatusCode.PERMISSION_DENIED
         assert refusal.message == (
             f"the token's role is observe, and /vitrail.v1.ExplanationService/{rpc} needs explain"
         )
+
+
+@pytest.mark.parametrize(
+    ("rpc", "role"),
+    [
+        ("ServerLive", Role.OBSERVE),
+        ("ModelMetadata", Role.OBSERVE),
+        ("ModelStatistics", Role.OBSERVE),
+        ("RepositoryIndex", Role.OBSERVE),
+        ("ModelInfer", Role.EXPLAIN),
+        ("ModelStreamInfer", Role.EXPLAIN),
+        ("RepositoryModelLoad", Role.CONTROL),
+        ("RepositoryModelUnload", Role.CONTROL),
+        ("LogSettings", Role.CONTROL),
+    ],
+)
+async def test_the_v2_service_is_guarded_too(guarded: Served, rpc: str, role: Role) -> None:
+    call: Any = guarded.channel.unary_unary(f"/inference.GRPCInferenceService/{rpc}")
+    for given, metadata in ((Role.OBSERVE, OBSERVER), (Role.EXPLAIN, EXPLAINER), (Role.CONTROL, CONTROLLER)):
+        allowed = True
+        try:
+            await call(b"", metadata=metadata)
+        except grpc.aio.AioRpcError as error:
+            allowed = error.code() is not grpc.StatusCode.PERMISSION_DENIED
+        assert allowed == (given >= role), given
+    with pytest.raises(grpc.aio.AioRpcError) as refusal:
+        await call(b"")
+    assert refusal.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 @pytest.mark.parametrize("token", ["open-sesame", "sesame-offen"])
@@ -157,7 +188,7 @@ async def test_refused_callers_are_counted_as_calls_and_not_as_explanations(guar
     [
         ("", "holds no token; leave --token-file out to let every caller in"),
         ("# nothing\n\n", "holds no token"),
-        ("explain\n", "line 1: expected ROLE TOKEN, where ROLE is observe or explain"),
+        ("explain\n", "line 1: expected ROLE TOKEN, where ROLE is observe or explain or control"),
         ("\nadmin secret\n", "line 2: expected ROLE TOKEN"),
         ("explain one two\n", "line 1: expected ROLE TOKEN"),
     ],

@@ -124,8 +124,6 @@ def test_requests_share_a_batch_and_get_their_own_rows(saved: Saved, load: Load)
 
 def test_tensors_without_dimensions_are_whole(saved: Saved, load: Load) -> None:
     model = load(saved("scalars"), **NO_IMAGE)
-    assert not model.description.batchable
-    assert model.description.max_batch_size == 0
     (found,) = predict(model, rows(("y", "text"), batched=False, x=np.array(1.5, np.float32)))
     assert (found["y"].shape, found["y"].dtype.name, found["y"].item()) == ((), "float32", 3.0)
     assert (found["text"].shape, found["text"].item()[:1]) == ((), b"3")
@@ -133,7 +131,6 @@ def test_tensors_without_dimensions_are_whole(saved: Saved, load: Load) -> None:
 
 def test_outputs_that_turn_out_to_have_no_rows_are_computed_apart(saved: Saved, load: Load) -> None:
     model = load(saved("ragged"), **NO_IMAGE)
-    assert model.description.batchable
     x = numbers(5, 2)
     first, second = predict(model, rows(("y", "rows"), x=x[:2]), rows(("y", "rows"), x=x[2:]))
     np.testing.assert_array_equal(np.concatenate([first["y"], second["y"]]), x * x)

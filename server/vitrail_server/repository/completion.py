@@ -132,9 +132,10 @@ def _batches(config: ModelConfig, signature: Signature) -> bool:
 
 
 def _unbatched(signature: Signature) -> list[TensorSpec]:
-    """Return the tensors whose first dimension is not free."""
-    specs = [*signature.inputs.values(), *signature.outputs.values()]
-    return [spec for spec in specs if spec.shape and spec.shape[0] != FREE]
+    """Return the tensors whose first dimension is not free; an output may also be a number for a batch."""
+    inputs = [(spec, spec.shape) for spec in signature.inputs.values() if spec.shape is not None]
+    outputs = [(spec, spec.shape) for spec in signature.outputs.values() if spec.shape]
+    return [spec for spec, shape in [*inputs, *outputs] if shape[:1] != (FREE,)]
 
 
 def _votes(config: ModelConfig, signature: Signature) -> set[bool]:

@@ -74,6 +74,11 @@ class Health(HealthServicer):  # type: ignore[misc]  # the generated code has no
             else:
                 await changed.wait()
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether startup loading is over, and the server goes on."""
+        return bool(self._statuses[""] == Status.SERVING)
+
     def ready(self) -> None:
         """Say that startup loading is over."""
         self._set(Status.SERVING, *self._services)

@@ -290,7 +290,7 @@ def _check_map_size(run: Explanation, max_map_bytes: int | None) -> None:
     size = int(np.prod(run.map_shape)) * 4
     if max_map_bytes is not None and size > max_map_bytes:
         raise ResourceExhausted(
-            f"the map has {size} bytes, and Explain returns at most {max_map_bytes}: use ExplainTiles, or "
-            "ask for fewer targets or WINDOWS resolution",
+            f"the map has {size} bytes, and one reply holds at most {max_map_bytes}: stream it "
+            "(ExplainTiles, ModelStreamInfer), or ask for fewer targets or WINDOWS resolution",
             field="spec",
         )

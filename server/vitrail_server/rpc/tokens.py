@@ -2,7 +2,8 @@
 
 Without a token file every caller may do everything. With one, every rpc except the standard health
 service needs the metadata `authorization: Bearer TOKEN`. A role may do what it names and everything
-before it: `observe` may ask what is served, `explain` may ask for maps too.
+before it: `observe` may ask what is served, `explain` may ask for maps and inferences too, `control` may
+change what is loaded and logged.
 """
 
 import hmac
@@ -14,6 +15,7 @@ from vitrail.errors import FailedPrecondition, InvalidArgument, PermissionDenied
 
 HEALTH = "/grpc.health.v1.Health/"
 EXPLANATIONS = "/vitrail.v1.ExplanationService/"
+INFERENCES = "/inference.GRPCInferenceService/"
 METADATA_KEY = "authorization"
 SCHEME = "Bearer"
 
@@ -23,6 +25,22 @@ class Role(IntEnum):
 
     OBSERVE = 1
     EXPLAIN = 2
+    CONTROL = 3
+
+
+NEEDED = {
+    INFERENCES + "ModelInfer": Role.EXPLAIN,
+    INFERENCES + "ModelStreamInfer": Role.EXPLAIN,
+    INFERENCES + "RepositoryModelLoad": Role.CONTROL,
+    INFERENCES + "RepositoryModelUnload": Role.CONTROL,
+    INFERENCES + "LogSettings": Role.CONTROL,
+}
+"""The rpcs of the v2 service that need more than `observe`."""
+
+
+def role_needed(method: str) -> Role:
+    """Return the least role that may call `method`, a full rpc path."""
+    return Role.EXPLAIN if method.startswith(EXPLANATIONS) else NEEDED.get(method, Role.OBSERVE)
 
 
 class Tokens:
@@ -43,7 +61,7 @@ class Tokens:
             return
         given = next((value for key, value in metadata if key == METADATA_KEY), "")
         role = self._role(given if isinstance(given, str) else given.decode("ascii", "replace"))
-        needed = Role.EXPLAIN if method.startswith(EXPLANATIONS) else Role.OBSERVE
+        needed = role_needed(method)
         if role < needed:
             raise PermissionDenied(
                 f"the token's role is {role.name.lower()}, and {method} needs {needed.name.lower()}"

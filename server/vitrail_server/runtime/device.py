@@ -44,6 +44,13 @@ class Held(Protocol):
         """Let go."""
 
 
+class Tally(Protocol):
+    """Counts the batches of one version in which some of its rows were."""
+
+    def executed(self, rows: int, seconds: float) -> None:
+        """Count a batch with so many rows of those that the tally is for."""
+
+
 class Submission(Generic[R]):
     """A Run on its way through the device, as the rpc layer sees it.
 
@@ -59,8 +66,10 @@ class Submission(Generic[R]):
         held: Held,
         on_change: Callable[[], None],
         backlog: int | None,
+        tally: Tally | None,
     ) -> None:
         self.run = run
+        self.tally = tally
         self._device = device
         self._entry = entry
         self._most = backlog
@@ -72,6 +81,8 @@ class Submission(Generic[R]):
         """Seconds from the request's arrival until its first batch began."""
         self.device_seconds = 0.0
         """Its share, by rows, of the seconds that its batches took."""
+        self.batch_seconds = 0.0
+        """The seconds that its batches took, whoever's rows were in them."""
 
     @property
     def plan(self: "Submission[Explanation]") -> Plan | None:
@@ -124,6 +135,7 @@ class Submission(Generic[R]):
             if not self.device_seconds:
                 self.queue_seconds = outcome.began - entry.arrived
             self.device_seconds += outcome.seconds * len(part) / outcome.rows
+            self.batch_seconds += outcome.seconds
             self._backlog += 1
             entry.paused = self._most is not None and self._backlog >= self._most
             self._absorb(part, outcome.results[id(part)])
@@ -223,12 +235,13 @@ class Device:
         priority: int = DEFAULT_PRIORITY,
         time_budget: float | None = None,
         backlog: int | None = BACKLOG,
+        tally: Tally | None = None,
     ) -> Submission[R]:
         """Take a Run in; its rows may be part of the next batch that begins.
 
         `held` is closed when the last row is absorbed. `arrived` is on the device's clock, and
         `time_budget` is in seconds from then. `backlog` is how many batches may wait for the reader; None:
-        nobody reads before the end.
+        nobody reads before the end. `tally` counts its batches, together with those of others that have it.
         """
         entry = Entry(
             run=run,
@@ -238,7 +251,7 @@ class Device:
             priority=priority,
             ends=None if time_budget is None else arrived + time_budget,
         )
-        submission = Submission(self, run, entry, held, on_change, backlog)
+        submission = Submission(self, run, entry, held, on_change, backlog, tally)
         self._submissions[id(entry)] = submission
         self._scheduler.add(entry)
         if self._closed:
@@ -368,6 +381,7 @@ class Device:
             self._events.rows_dropped(kind, outcome.dropped)
         if outcome.out_of_memory:
             self._events.batch_failed(kind, out_of_memory=True)
+        _count(batch, owners, outcome)
         for part, owner in zip(batch.parts, owners, strict=True):
             owner.returned(part, outcome if id(part) in outcome.results else None)
 
@@ -404,6 +418,18 @@ class Device:
     def _chore_done(self) -> None:
         self._in_flight -= 1
         self.fill()
+
+
+def _count(batch: Batch, owners: Sequence[Submission[Any]], outcome: _Outcome) -> None:
+    """Tell each tally once of a batch, however many of its requests were in it."""
+    rows: dict[int, int] = {}
+    tallies: dict[int, Tally] = {}
+    for part, owner in zip(batch.parts, owners, strict=True):
+        if owner.tally is not None and id(part) in outcome.results:
+            tallies[id(owner.tally)] = owner.tally
+            rows[id(owner.tally)] = rows.get(id(owner.tally), 0) + len(part)
+    for key, tally in tallies.items():
+        tally.executed(rows[key], outcome.seconds)
 
 
 def _shutting_down() -> Unavailable:

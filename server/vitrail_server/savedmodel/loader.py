@@ -220,7 +220,7 @@ class LoadedModel:
 
 
 def _predictors(forward: Forward, description: Description, seconds: float = 0.0) -> Predictors:
-    return Predictors(forward, max(1, description.max_batch_size), seconds=seconds)
+    return Predictors(forward, max(1, description.settings.max_request_batch), seconds=seconds)
 
 
 def _unexplained(known: Description, settings: ModelSettings) -> Description:

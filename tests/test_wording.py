@@ -3,6 +3,16 @@ import pytest
 from vitrail.errors import FailedPrecondition
 from vitrail_server.wording import listed, quoted, reason_of, shape_text, shortened
 
+GRAPH_ERROR = """Graph execution error:
+
+Detected at node CheckNumerics defined at (most recent call last):
+  File "export.py", line 6, in <module>
+
+  File "export.py", line 4, in predict
+
+a pixel : Tensor had NaN values
+\t [[{{node CheckNumerics}}]] [Op:__inference_predict_7]"""
+
 
 @pytest.mark.parametrize(
     ("name", "expected"),
@@ -37,6 +47,7 @@ def test_shortened_keeps_the_limit() -> None:
         (FailedPrecondition("no SavedModel"), "no SavedModel"),
         (ValueError("bad value\nat line 3\nat line 4"), "ValueError: bad value"),
         (ValueError("\n  bad value"), "ValueError: bad value"),
+        (ValueError(GRAPH_ERROR), "ValueError: a pixel : Tensor had NaN values"),
         (MemoryError(), "MemoryError"),
         (FailedPrecondition(""), "FailedPrecondition"),
         (RuntimeError("x" * 1000), "RuntimeError: " + "x" * 397 + "..."),

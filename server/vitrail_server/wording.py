@@ -4,7 +4,7 @@ Messages travel in HTTP/2 trailers, which clients limit to 8 KiB, and names come
 goes into a message passes through here and comes out printable and short.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from vitrail.errors import VitrailError
 
@@ -36,12 +36,18 @@ def shape_text(shape: Iterable[int] | None) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the first line of what went wrong, with the error's class unless the error is one of ours."""
-    lines = str(error).strip().splitlines()
-    line = shortened(lines[0], REASON_LIMIT) if lines else ""
+    """Return the first line that says what went wrong, with the error's class unless it is one of ours."""
+    line = shortened(next(_telling_lines(str(error)), ""), REASON_LIMIT)
     if isinstance(error, VitrailError) and line:
         return line
     return f"{type(error).__name__}: {line}" if line else type(error).__name__
+
+
+def _telling_lines(text: str) -> Iterator[str]:
+    """Yield an error's lines, without those in which TensorFlow says where the graph was built."""
+    for line in text.strip().splitlines():
+        if line.strip() and not line.startswith(("Graph execution error:", "Detected at node ", "  File ")):
+            yield line
 
 
 def shortened(text: str, limit: int) -> str:

@@ -125,6 +125,7 @@ def test_a_custom_gradient_that_was_not_saved_leaves_occlusion(swish: Path, load
 def test_a_gradient_that_fails_when_it_runs_is_found_out(saved: Saved, load: Load) -> None:
     reason = capabilities(load(saved("failing_gradient"))).gradient_reason
     assert reason.startswith("TensorFlow cannot compute the gradient: ")
+    assert "no way back" in reason
 
 
 def test_a_model_that_depends_on_its_batch_is_run_one_image_at_a_time(saved: Saved, load: Load) -> None:

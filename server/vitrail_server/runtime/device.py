@@ -21,6 +21,7 @@ from vitrail_server.explainers.run import Explanation, Plan, Run, Summary, Tile
 from vitrail_server.runtime.lane import Lane
 from vitrail_server.runtime.scheduler import DEFAULT_PRIORITY, Batch, Entry, Part, Scheduler
 from vitrail_server.servable import Program
+from vitrail_server.wording import reason_of
 from vitrail_server.work import OutOfMemory, Result
 
 T = TypeVar("T")
@@ -445,5 +446,4 @@ def _refusal(error: BaseException) -> VitrailError:
             "the device ran out of memory for a single row; use a smaller image or input"
         )
     log.error("a batch failed", exc_info=error)
-    line = str(error).strip().partition("\n")[0][:200]
-    return Internal(f"the model failed while it computed: {type(error).__name__}: {line}")
+    return Internal(f"the model failed while it computed: {reason_of(error)}")

@@ -9,7 +9,7 @@ import tensorflow as tf
 from saved_models import numbers
 from vitrail_server.savedmodel.flat import FlatGraph
 from vitrail_server.savedmodel.flatten import NotFlat, flatten
-from vitrail_server.savedmodel.functions import EMBEDDED, Forward, trace_flat
+from vitrail_server.savedmodel.functions import EMBEDDED, flat_forward
 
 IMAGE = tf.TensorSpec((None, 4, 3), tf.float32)
 
@@ -19,8 +19,7 @@ def traced(predict: Any, *specs: Any) -> Any:
 
 
 def flat_outputs(concrete: Any, *tensors: Any) -> list[Any]:
-    like = Forward(concrete, [f"input {place}" for place in range(len(tensors))], [], keep=None)
-    return [each.numpy() for each in trace_flat(flatten(concrete), like).concrete(*tensors)]
+    return [each.numpy() for each in flat_forward(flatten(concrete), [], []).concrete(*tensors)]
 
 
 def operations(graph: FlatGraph) -> list[str]:
@@ -109,9 +108,10 @@ def test_large_constants_are_tensors_that_the_graph_shares() -> None:
     large, small = tf.Variable(numbers(EMBEDDED // 4 + 1, 1)), tf.Variable(numbers(1))
     spec = tf.TensorSpec((None, EMBEDDED // 4 + 1), tf.float32)
     concrete = traced(lambda rows: [rows @ large + small], spec)
-    forward = trace_flat(flatten(concrete), Forward(concrete, ["rows"], ["y"], keep=None))
+    forward = flat_forward(flatten(concrete), ["rows"], ["y"])
     held = [tensor for tensor, _ in forward.concrete.graph.captures]
     assert [tuple(tensor.shape) for tensor in held] == [large.shape]
+    assert held[0] is next(iter(forward.held.values()))
     assert forward.flat is not None
     shared = [each for each in forward.flat.constants.values() if each.nbytes > EMBEDDED]
     assert len(shared) == 1

@@ -11,7 +11,7 @@ from saved_models import numbers
 from vitrail_server.savedmodel import passes
 from vitrail_server.savedmodel.flat import FlatGraph
 from vitrail_server.savedmodel.flatten import flatten
-from vitrail_server.savedmodel.functions import Forward, trace_flat
+from vitrail_server.savedmodel.functions import flat_forward
 from vitrail_server.savedmodel.passes import (
     bias_adds,
     fold_constants,
@@ -42,7 +42,7 @@ def rewritten(predict: Any, *applied: Pass) -> tuple[FlatGraph, FlatGraph]:
     for each in applied:
         after = each(after).needed()
     image = tf.constant(numbers(2, 7, 6, 3, seed=5))
-    [found] = trace_flat(after, Forward(concrete, ["image"], ["y"], keep=None)).concrete(image)
+    [found] = flat_forward(after, ["image"], ["y"]).concrete(image)
     [expected] = tf.nest.flatten(concrete(image))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     return before, after

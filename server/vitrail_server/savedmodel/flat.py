@@ -81,6 +81,17 @@ class FlatGraph:
         definition.node.extend(self.nodes.values())
         return definition
 
+    def input_specs(self) -> list[Any]:
+        """Return a TensorSpec for each input."""
+        return [
+            tf.TensorSpec(
+                tf.TensorShape(self.nodes[name].attr["shape"].shape),
+                tf.as_dtype(self.nodes[name].attr["dtype"].type),
+                name=f"input_{place}",
+            )
+            for place, name in enumerate(self.inputs)
+        ]
+
     @property
     def constant_bytes(self) -> int:
         """The bytes of all constants."""

@@ -7,7 +7,7 @@ costs a second copy of the weights.
 import tensorflow as tf
 
 from vitrail_server.savedmodel.flatten import NotFlat, flatten
-from vitrail_server.savedmodel.functions import Forward, trace_flat
+from vitrail_server.savedmodel.functions import Forward, flat_forward
 from vitrail_server.savedmodel.passes import simplify
 from vitrail_server.savedmodel.probe import Behaviour, Run, Sample, answers, same
 from vitrail_server.wording import reason_of
@@ -21,7 +21,7 @@ def freeze(forward: Forward, behaviour: Behaviour, sample: Sample, run: Run) -> 
     if behaviour.non_deterministic:
         return forward, "the model answers differently every time, so nothing can be compared with it"
     try:
-        frozen = trace_flat(simplify(flatten(forward.concrete)), forward)
+        frozen = flat_forward(simplify(flatten(forward.concrete)), forward.inputs, forward.outputs)
     except NotFlat as error:
         return forward, str(error)
     except Exception as error:  # noqa: BLE001 - whatever it is, the variables still work

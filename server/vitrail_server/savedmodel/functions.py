@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from vitrail_server.savedmodel.flat import FlatGraph, name_of
+from vitrail_server.savedmodel.flat import FlatGraph
 from vitrail_server.savedmodel.programs import Derivatives
 from vitrail_server.savedmodel.rows import Arrays
 from vitrail_server.savedmodel.signature import DATATYPES, Exported
@@ -57,12 +57,16 @@ class Forward:
         outputs: Sequence[str],
         keep: object,
         flat: FlatGraph | None = None,
+        held: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.concrete = concrete
         """TensorFlow's function: takes the inputs and returns the outputs, both as lists in this order."""
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self.flat = flat
+        """The large constants in it are views of the tensors in `held`."""
+        self.held = held or {}
+        """The constants of `flat` that are tensors outside of the function, by name."""
         self._keep = keep
 
     def __call__(self, arrays: Arrays, wanted: Collection[str]) -> dict[str, NDArray[np.generic]]:
@@ -72,7 +76,7 @@ class Forward:
             OutOfMemory: the device could not hold the batch.
 
         """
-        with _memory_errors():
+        with memory_errors():
             tensors = self.concrete(*(_tensor(arrays[name]) for name in self.inputs))
             return {name: _array(tensors[self.outputs.index(name)]) for name in wanted}
 
@@ -90,19 +94,52 @@ def trace_forward(exported: Exported, outputs: Sequence[str]) -> Forward:
     return Forward(concrete, inputs, outputs, keep=exported.root)
 
 
-def trace_flat(graph: FlatGraph, like: Forward) -> Forward:
-    """Trace a flat graph that computes what `like` computes.
+class Shared:
+    """The tensors that functions use from outside; constants that are one array become one tensor."""
 
-    The large constants of the forward's `flat` are views of the tensors that its function uses.
-    """
-    held = {name: tf.constant(value) for name, value in graph.constants.items() if value.nbytes > EMBEDDED}
+    def __init__(self) -> None:
+        self._tensors: dict[int, tuple[NDArray[Any], Tensor]] = {}
+
+    def tensor(self, value: NDArray[Any]) -> Tensor:
+        """Return the tensor that holds a constant."""
+        if id(value) not in self._tensors:
+            # The array is held too, so that no other one gets its id.
+            self._tensors[id(value)] = value, tf.constant(value)
+        return self._tensors[id(value)][1]
+
+
+def flat_forward(
+    graph: FlatGraph, inputs: Sequence[str], outputs: Sequence[str], shared: Shared | None = None
+) -> Forward:
+    """Trace a flat graph whose inputs and outputs have these names, in the graph's order."""
+    concrete, held = _trace_flat(graph, shared or Shared())
+    views = {name: np.asarray(memoryview(tensor)) for name, tensor in held.items()}
+    flat = replace(graph, constants={**graph.constants, **views})
+    return Forward(concrete, inputs, outputs, keep=None, flat=flat, held=held)
+
+
+def flat_gradient(
+    graph: FlatGraph,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    differentiable: Collection[str],
+    shared: Shared | None = None,
+) -> "Gradient":
+    """Trace a flat graph of a traced gradient."""
+    concrete, held = _trace_flat(graph, shared or Shared())
+    return Gradient(concrete, inputs, outputs, differentiable, keep=held)
+
+
+def _trace_flat(graph: FlatGraph, shared: Shared) -> tuple[Any, dict[str, Tensor]]:
+    """Return the function that computes a graph, and the large constants that it takes from outside."""
+    held = {name: shared.tensor(value) for name, value in graph.constants.items() if value.nbytes > EMBEDDED}
     definition = graph.definition(graph.constants.keys() - held.keys())
 
-    def forward(*tensors: Tensor) -> list[Tensor]:
+    def compute(*tensors: Tensor) -> list[Tensor]:
         given = dict(zip(graph.inputs, tensors, strict=True)) | {
             name: tf.identity(tensor) for name, tensor in held.items()
         }
-        computed = [each for each in graph.outputs if name_of(each) not in given]
+        computed = [each for each in graph.outputs if each not in given]
         found = tf.graph_util.import_graph_def(
             definition,
             {f"{name}:0": tensor for name, tensor in given.items()},
@@ -112,11 +149,8 @@ def trace_flat(graph: FlatGraph, like: Forward) -> Forward:
         results = given | dict(zip(computed, found, strict=True))
         return [tf.identity(results[each]) for each in graph.outputs]
 
-    specs = [tf.TensorSpec(each.shape, each.dtype) for each in like.concrete.inputs[: len(like.inputs)]]
-    concrete = tf.function(forward, autograph=False).get_concrete_function(*specs)
-    shared = {name: np.asarray(memoryview(tensor)) for name, tensor in held.items()}
-    flat = replace(graph, constants={**graph.constants, **shared})
-    return Forward(concrete, like.inputs, like.outputs, keep=held, flat=flat)
+    concrete = tf.function(compute, autograph=False).get_concrete_function(*graph.input_specs())
+    return concrete, held
 
 
 class Gradient:
@@ -130,8 +164,9 @@ class Gradient:
         differentiable: Collection[str],
         keep: object,
     ) -> None:
-        self._concrete = concrete
-        self._inputs = tuple(inputs)
+        self.concrete = concrete
+        """TensorFlow's function: returns a list of the outputs and, last, the gradient."""
+        self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         """The outputs, flattened to (n, elements), in the order that `Derivatives.outputs` counts."""
         self.differentiable = frozenset(differentiable)
@@ -148,9 +183,9 @@ class Gradient:
 
         """
         rows = (derivatives.outputs, derivatives.targets, derivatives.objectives, derivatives.values)
-        with _memory_errors():
-            tensors, gradients = self._concrete(
-                *map(tf.constant, rows), *(tf.constant(arrays[name]) for name in self._inputs)
+        with memory_errors():
+            *tensors, gradients = self.concrete(
+                *map(tf.constant, rows), *(tf.constant(arrays[name]) for name in self.inputs)
             )
             return {name: tensors[self.outputs.index(name)].numpy() for name in wanted}, gradients.numpy()
 
@@ -176,7 +211,7 @@ def trace_gradient(exported: Exported, image_input: str, outputs: Sequence[str])
 
     def explain(
         wanted: Tensor, targets: Tensor, objectives: Tensor, values: Tensor, *tensors: Tensor
-    ) -> tuple[list[Tensor], Tensor]:
+    ) -> list[Tensor]:
         named = dict(zip(inputs, tensors, strict=True))
         image = named[image_input]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -191,7 +226,7 @@ def trace_gradient(exported: Exported, image_input: str, outputs: Sequence[str])
         gradient = tape.gradient(sources, image, output_gradients=cotangents)
         if gradient is None:
             raise Disconnected
-        return list(flat.values()), tf.cast(tf.convert_to_tensor(gradient), tf.float32)
+        return [*flat.values(), tf.cast(tf.convert_to_tensor(gradient), tf.float32)]
 
     specs = _specs(exported)
     batch = specs[inputs.index(image_input)].shape[0]
@@ -258,7 +293,8 @@ def _array(tensor: Tensor) -> NDArray[np.generic]:
 
 
 @contextmanager
-def _memory_errors() -> Iterator[None]:
+def memory_errors() -> Iterator[None]:
+    """Raise OutOfMemory where TensorFlow says that memory is exhausted."""
     try:
         yield
     except tf.errors.ResourceExhaustedError as error:

@@ -17,6 +17,9 @@ REASON_LIMIT = 400
 MESSAGE_LIMIT = 1000
 """Characters of a message; gRPC sends a message up to three times, in two encodings."""
 
+PREAMBLE = ("Graph execution error:", "Detected at node ", "  File ", "<stack traces unavailable>")
+"""How the lines begin that TensorFlow writes before what went wrong in a graph."""
+
 
 def quoted(name: str) -> str:
     """Return the name in quotes, printable and cut to `NAME_LIMIT` characters."""
@@ -46,7 +49,7 @@ def reason_of(error: BaseException) -> str:
 def _telling_lines(text: str) -> Iterator[str]:
     """Yield an error's lines, without those in which TensorFlow says where the graph was built."""
     for line in text.strip().splitlines():
-        if line.strip() and not line.startswith(("Graph execution error:", "Detected at node ", "  File ")):
+        if line.strip() and not line.startswith(PREAMBLE):
             yield line
 
 

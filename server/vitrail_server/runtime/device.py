@@ -19,6 +19,7 @@ from vitrail.errors import Internal, ResourceExhausted, Unavailable, VitrailErro
 from vitrail_server.events import BatchExecuted, DeviceEvents
 from vitrail_server.explainers.run import Explanation, Plan, Run, Summary, Tile
 from vitrail_server.runtime.lane import Lane
+from vitrail_server.runtime.queueing import Queueing
 from vitrail_server.runtime.scheduler import DEFAULT_PRIORITY, Batch, Entry, Part, Scheduler
 from vitrail_server.servable import Program
 from vitrail_server.wording import reason_of
@@ -220,6 +221,7 @@ class Device:
         self._submissions: dict[int, Submission[Any]] = {}
         self._chores: deque[_Chore] = deque()
         self._in_flight = 0
+        self._alarm: asyncio.TimerHandle | None = None
         self._batches: list[_Dispatched] = []
         self._loop = asyncio.get_running_loop()
         self._closed = False
@@ -237,13 +239,21 @@ class Device:
         time_budget: float | None = None,
         backlog: int | None = BACKLOG,
         tally: Tally | None = None,
+        queueing: Queueing | None = None,
     ) -> Submission[R]:
         """Take a Run in; its rows may be part of the next batch that begins.
 
         `held` is closed when the last row is absorbed. `arrived` is on the device's clock, and
         `time_budget` is in seconds from then. `backlog` is how many batches may wait for the reader; None:
         nobody reads before the end. `tally` counts its batches, together with those of others that have it.
+        `queueing` is how an inference waits.
+
+        Raises:
+            ResourceExhausted: the queue that it would wait in is full.
+
         """
+        if queueing is not None and self._scheduler.full(queueing):
+            raise ResourceExhausted("Exceeds maximum queue size", retry_delay=1.0)
         entry = Entry(
             run=run,
             program=program,
@@ -251,6 +261,7 @@ class Device:
             arrived=arrived,
             priority=priority,
             ends=None if time_budget is None else arrived + time_budget,
+            queueing=queueing,
         )
         submission = Submission(self, run, entry, held, on_change, backlog, tally)
         self._submissions[id(entry)] = submission
@@ -301,17 +312,30 @@ class Device:
                 self._dispatch_chore()
             else:
                 break
+        self._scheduler.expire(self._clock())
         self._end_stopped()
+        self._set_alarm()
         self._report_queue()
 
     def close(self) -> None:
         """Stop: the running batch ends, and whatever wanted more of the device ends with `Unavailable`."""
         self._closed = True
+        self._set_alarm()
         while self._chores:
             self._chores.popleft().refuse()
         self._lane.close()
         for submission in list(self._submissions.values()):
             submission.end(_shutting_down())
+
+    def _set_alarm(self) -> None:
+        """Come back when a request has waited long enough, for company or at all."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        now = self._clock()
+        wakes = None if self._closed else self._scheduler.wakes(now)
+        if wakes is not None:
+            self._alarm = self._loop.call_later(wakes - now, self.fill)
 
     def _dispatch(self, batch: Batch) -> None:
         owners = [self._submissions[id(part.entry)] for part in batch.parts]

@@ -5,6 +5,8 @@ that arrives takes part in the very next batch.
 
 Who goes first is decided in this order:
 
+0. Inferences wait for company as their model's dynamic batching says (`queueing.py`); once a batch of them is
+   worth running, or there is room in somebody else's, they take part.
 1. Priority, 1 before 2. A priority whose Runs all wait gains one level every `AGEING` seconds, so a
    stream of more urgent work starves nobody.
 2. Within a priority the callers take turns, by the seconds of the device that each has had (`_Turns`).
@@ -17,7 +19,9 @@ seconds, and corrected when its real duration is known.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from vitrail.errors import DeadlineExceeded
 from vitrail_server.explainers.run import Run, Work
+from vitrail_server.runtime.queueing import Queueing, rows_to_run
 from vitrail_server.servable import Program
 
 AGEING = 1.0
@@ -28,7 +32,7 @@ DEFAULT_PRIORITY = 100
 
 
 _Rank = tuple[int, float]
-_Place = tuple[int, int, _Rank, _Rank, float]
+_Place = tuple[int, int, bool, _Rank, _Rank, float]
 
 
 @dataclass(slots=True, eq=False)
@@ -61,8 +65,17 @@ class Entry:
     """Nobody wants it any more. Read on the device's thread too, where late is only wasteful."""
     dry: bool = False
     """It gave fewer rows than it was asked for: nothing waits until some of its rows come back."""
+    queueing: Queueing | None = None
+    """The terms on which an inference waits. None: it joins the next batch."""
+    begun: bool = False
+    """Some of its rows are or were in a batch: it waits for nothing but its turn."""
     turn: Turn = field(default_factory=Turn)
     """Its place among the Runs of its caller."""
+
+    @property
+    def queued(self) -> Queueing | None:
+        """The terms on which it still waits; None once it has begun, or has failed in company."""
+        return None if self.begun or self.alone else self.queueing
 
     def expired(self, now: float) -> bool:
         """Whether a batch that begins `now` would end after the time budget."""
@@ -77,6 +90,8 @@ class Part:
     work: Work
     charged: float
     """Seconds of the device charged for it."""
+    was_begun: bool
+    """Whether its Run had begun before it."""
     was_fresh: tuple[bool, bool]
     """Whether its Run and its caller were fresh before it; see `Turn`."""
 
@@ -202,18 +217,59 @@ class Scheduler:
 
         `now` is the time on the clock of `Entry.arrived`.
         """
-        for entry in self._entries:
-            if entry.expired(now):
-                entry.run.stop()
+        self.expire(now)
         ready = [entry for entry in self._entries if self._ready(entry)]
         self._note_who_wants(ready, now)
         order = sorted(ready, key=self._rank(ready, now))
-        for position, entry in enumerate(order):
+        wait: set[int] = set()
+        for entry in order:
             size = entry.program.batch_size  # once: running out of memory may halve it meanwhile
-            work = _take(entry, size)
+            most = size
+            if entry.queued is not None:
+                if id(entry.program) in wait:
+                    continue
+                group = (each.queued for each in order if each.program is entry.program)
+                rows = rows_to_run((each for each in group if each is not None), size, now)
+                if rows is None:
+                    wait.add(id(entry.program))
+                    continue
+                most = rows
+            work = _take(entry, most)
             if work is not None:
-                return self._filled(entry, work, order[position + 1 :], size, now)
+                others = (each for each in order if each is not entry)
+                return self._filled(entry, work, others, size, most, now)
         return None
+
+    def expire(self, now: float) -> None:
+        """End what has no more time: a time budget is spent, or a queue's timeout has passed."""
+        for entry in self._entries:
+            if entry.expired(now):
+                entry.run.stop()
+            elif entry.queued is not None and entry.queued.rejected(now) and self._ready(entry):
+                entry.run.fail(DeadlineExceeded("Request timeout expired"))
+
+    def wakes(self, now: float) -> float | None:
+        """Return when the answer of `expire` or `next_batch` may change by itself; None: never."""
+        times = []
+        for entry in self._entries:
+            if entry.queued is not None and self._ready(entry):
+                times += [entry.queued.times_out, entry.queued.wants_company_until]
+        return min((each for each in times if each is not None and each > now), default=None)
+
+    def full(self, queueing: Queueing) -> bool:
+        """Whether the queue that a request would wait in has no room left."""
+        most = queueing.policy.max_queue_size
+        return (
+            0
+            < most
+            <= sum(
+                entry.queued is not None
+                and entry.queued.queue is queueing.queue
+                and entry.queued.level == queueing.level
+                and self._ready(entry)
+                for entry in self._entries
+            )
+        )
 
     def withdraw(self, batch: Batch) -> None:
         """Forget a batch that has not begun, so that the next decision is made afresh.
@@ -222,6 +278,7 @@ class Scheduler:
         """
         for part in reversed(batch.parts):  # the first of a caller's Runs knows whether the caller was fresh
             self._charge(part.entry, -part.charged)
+            part.entry.begun = part.was_begun
             if place := self._place(part.entry):
                 part.entry.turn.fresh, place[1].turn.fresh = part.was_fresh
         for number, since in batch.waited.items():
@@ -233,31 +290,37 @@ class Scheduler:
         for part in batch.parts:
             self._charge(part.entry, seconds * len(part) / batch.rows - part.charged)
 
-    def _filled(self, first: Entry, work: Work, others: Iterable[Entry], size: int, now: float) -> Batch:
+    def _filled(
+        self, first: Entry, work: Work, others: Iterable[Entry], size: int, most: int, now: float
+    ) -> Batch:
+        """Return a batch of at most `size` rows; at most `most` of them are of inferences that waited."""
         program = first.program
         chosen = [(first, work)]
-        free = size - len(work.tag)
+        free, waited = size - len(work.tag), most - len(work.tag)
         for entry in others:
             if free <= 0 or first.alone:
                 break
-            if entry.program is program and not entry.alone:
-                more = _take(entry, free)
+            room = min(free, waited) if entry.queued is not None and first.queued is not None else free
+            if room > 0 and entry.program is program and not entry.alone:
+                more = _take(entry, room)
                 if more is not None:
                     chosen.append((entry, more))
                     free -= len(more.tag)
+                    waited -= len(more.tag) if entry.queued is not None else 0
         caller = self._priorities[first.priority].callers[first.caller]
         caller.runs.begin(first.turn)
         self._priorities[first.priority].turns.begin(caller.turn)
         parts = []
-        waited = {entry.priority: self._priorities[entry.priority].waiting_since for entry, _ in chosen}
+        since = {entry.priority: self._priorities[entry.priority].waiting_since for entry, _ in chosen}
         for entry, rows in chosen:
             charged = program.seconds * len(rows.tag) / (size - free)
             priority = self._priorities[entry.priority]
             fresh = entry.turn.fresh, priority.callers[entry.caller].turn.fresh
             self._charge(entry, charged)
             priority.waiting_since = now
-            parts.append(Part(entry, rows, charged, fresh))
-        return Batch(program, tuple(parts), waited)
+            parts.append(Part(entry, rows, charged, entry.begun, fresh))
+            entry.begun = True
+        return Batch(program, tuple(parts), since)
 
     def _charge(self, entry: Entry, seconds: float) -> None:
         if place := self._place(entry):
@@ -292,6 +355,7 @@ class Scheduler:
             return (
                 entry.priority - int((now - priority.waiting_since) / AGEING),
                 entry.priority,
+                entry.queued is not None and entry.queued.delayed(now),
                 priority.turns.rank(caller.turn, longest),
                 caller.runs.rank(entry.turn, longest),
                 entry.arrived,

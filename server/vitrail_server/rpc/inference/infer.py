@@ -23,9 +23,11 @@ from vitrail_server.rpc.inference.lookup import pin
 from vitrail_server.rpc.inference.parameters import RequestParameters
 from vitrail_server.rpc.inference.request import Inference, is_plain, read_inference
 from vitrail_server.rpc.inference.response import inference_response
+from vitrail_server.rpc.inference.turns import Turn, Turns
 from vitrail_server.rpc.refusals import told
 from vitrail_server.runtime.device import Device, Submission
 from vitrail_server.runtime.lane import Lane
+from vitrail_server.runtime.queueing import Queueing
 from vitrail_server.runtime.scheduler import DEFAULT_PRIORITY
 from vitrail_server.servable import Description, Servable
 
@@ -47,6 +49,8 @@ class InferenceEngine:
     events: InferenceEvents
     statistics: WeakKeyDictionary[Servable, Statistics] = field(default_factory=WeakKeyDictionary)
     """What each loaded version has computed; forgotten with it."""
+    turns: WeakKeyDictionary[Servable, Turns] = field(default_factory=WeakKeyDictionary)
+    """The order of the answers of each version that preserves it."""
 
     def statistics_of(self, servable: Servable) -> Statistics:
         """Return what a version has computed since it was loaded."""
@@ -105,12 +109,16 @@ async def _answered(
         servable = handle.servable
         description = account.description = servable.description
         account.statistics = engine.statistics_of(servable)
+        turn = _turn(engine, servable)
+        if turn is not None:
+            held.callback(turn.done)
         inference = await _off_the_loop(
             engine.decoding, not is_plain(request), read_inference, request, description
         )
         account.decoded = time.monotonic()
         program = servable.predictor(inference.rows)
         run = InferenceRun(inference.rows, program)
+        priority, queueing = terms(servable, inference, parameters, account.arrived)
         changed = asyncio.Event()
         submission = account.submission = engine.device.submit(
             run,
@@ -119,14 +127,17 @@ async def _answered(
             changed.set,
             caller=caller.connection,
             arrived=account.arrived,
-            priority=parameters.priority or DEFAULT_PRIORITY,
+            priority=priority,
             backlog=None,
             tally=account.statistics,
+            queueing=queueing,
         )
         held.callback(submission.cancel)
         while not submission.finished:
             await changed.wait()
             changed.clear()
+        if turn is not None:
+            await turn.come()
         if submission.error is not None:
             raise submission.error
         account.computed = time.monotonic()
@@ -136,6 +147,35 @@ async def _answered(
         )
         account.rows = inference.batch_size
         return response
+
+
+def terms(
+    servable: Servable, inference: Inference, parameters: RequestParameters, arrived: float
+) -> tuple[int, Queueing | None]:
+    """Return the priority of an inference at the scheduler, and how it waits.
+
+    A model with priority levels has its own scale: its default level is the server's default priority. To any
+    other model a request's priority is what an explanation's is.
+    """
+    batching = servable.description.settings.batching
+    if batching is None or not inference.rows.batched:
+        return parameters.priority or DEFAULT_PRIORITY, None
+    level = 0
+    priority = parameters.priority or DEFAULT_PRIORITY
+    if batching.priority_levels:
+        asked = parameters.priority
+        level = asked if 0 < asked <= batching.priority_levels else batching.default_priority_level
+        priority = max(1, DEFAULT_PRIORITY + level - batching.default_priority_level)
+    rows = len(inference.rows)
+    return priority, Queueing(servable, batching, level, rows, arrived, parameters.timeout)
+
+
+def _turn(engine: InferenceEngine, servable: Servable) -> Turn | None:
+    """Return the place of an answer where the model keeps the order of its requests."""
+    batching = servable.description.settings.batching
+    if batching is None or not batching.preserve_ordering:
+        return None
+    return engine.turns.setdefault(servable, Turns()).take()
 
 
 def _settle(engine: InferenceEngine, account: _Account, request_id: str, outcome: str) -> None:

@@ -24,7 +24,8 @@ from vitrail_server.rpc.inference.repository import (
     refuse_repository,
     unload_waits,
 )
-from vitrail_server.rpc.inference.stream import GRPC_ERRORS, InferenceStream, Send, Turn
+from vitrail_server.rpc.inference.stream import GRPC_ERRORS, InferenceStream, Send
+from vitrail_server.rpc.inference.turns import Turn
 from vitrail_server.wording import quoted
 
 

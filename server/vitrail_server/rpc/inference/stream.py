@@ -12,36 +12,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from vitrail.errors import VitrailError
 from vitrail_server.kserve.v2 import grpc_service_pb2 as pb
 from vitrail_server.rpc.inference.errors import identified
+from vitrail_server.rpc.inference.turns import Turn, Turns
 from vitrail_server.rpc.refusals import logged
 
 GRPC_ERRORS = "triton_grpc_error"
 
 OPEN = 64
 """Requests of one stream that are answered at a time; the next one is read when one of them has ended."""
-
-
-class Turn:
-    """One place in the order of a stream's answers."""
-
-    def __init__(self, before: "asyncio.Future[None] | None", mine: "asyncio.Future[None]") -> None:
-        self._before = before
-        self._mine = mine
-
-    async def come(self) -> None:
-        """Return when all that came before are done."""
-        if self._before is not None:
-            await asyncio.shield(self._before)
-
-    def done(self) -> None:
-        """Let the next one come, once all that came before are done too."""
-        if self._before is None or self._before.done():
-            self._set()
-        else:
-            self._before.add_done_callback(lambda _: self._set())
-
-    def _set(self) -> None:
-        if not self._mine.done():
-            self._mine.set_result(None)
 
 
 Send = Callable[[pb.ModelInferResponse], Awaitable[None]]
@@ -59,7 +36,7 @@ class InferenceStream:
         self._ready: asyncio.Queue[pb.ModelStreamInferResponse | None] = asyncio.Queue(1)
         self._places = asyncio.Semaphore(OPEN)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._last: asyncio.Future[None] | None = None
+        self._turns = Turns()
         self._broken: VitrailError | None = None
 
     async def hold(
@@ -88,8 +65,7 @@ class InferenceStream:
         try:
             async for request in requests:
                 await self._places.acquire()
-                before, self._last = self._last, asyncio.get_running_loop().create_future()
-                task = asyncio.create_task(self._one(request, Turn(before, self._last)))
+                task = asyncio.create_task(self._one(request, self._turns.take()))
                 self._tasks.add(task)
                 task.add_done_callback(self._ended)
             await asyncio.gather(*self._tasks)

@@ -10,15 +10,17 @@ import asyncio
 import contextlib
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 
-from vitrail.errors import FailedPrecondition
+from vitrail.errors import FailedPrecondition, VitrailError
 from vitrail.v1 import explanation_pb2, explanation_pb2_grpc, model_pb2, model_pb2_grpc
 from vitrail_server.events import ExplanationEnded, InferenceEnded
 from vitrail_server.explainers.question import Limits
+from vitrail_server.inference.warmup import warm_up
 from vitrail_server.logs import log_explanation, log_inference
 from vitrail_server.metrics import Metrics
 from vitrail_server.repository.completion import complete, served_signature
@@ -28,6 +30,7 @@ from vitrail_server.repository.manager import Manager
 from vitrail_server.repository.repositories import Repositories
 from vitrail_server.repository.source import Loader, VersionSource
 from vitrail_server.repository.state import State
+from vitrail_server.repository.warmup import rows_of
 from vitrail_server.rpc import reflection
 from vitrail_server.rpc.admission import Admission
 from vitrail_server.rpc.boundary import Boundary
@@ -305,7 +308,7 @@ class _TensorFlowLoader:
         loader = SavedModelLoader(
             time_slice=settings.time_slice_secs, batch_bytes=settings.batch_memory_bytes
         )
-        return loader.load(
+        servable = loader.load(
             name=source.name,
             version=source.version,
             path=source.saved_model,
@@ -315,3 +318,11 @@ class _TensorFlowLoader:
             ),
             run=self._device.call,
         )
+        try:
+            for sample in source.config.warmup:
+                rows = partial(rows_of, sample, servable.description, source.warmup)
+                warm_up(servable, sample.name, sample.count, rows, self._device.call)
+        except VitrailError:
+            servable.close()
+            raise
+        return servable

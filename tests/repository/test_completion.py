@@ -94,17 +94,19 @@ def test_everything_that_is_configured_is_kept() -> None:
 @pytest.mark.parametrize(
     ("config", "signature", "largest"),
     [
-        (ModelConfig("m"), PHOTO, 4),
+        (ModelConfig("m"), PHOTO, 7),
         (ModelConfig("m", max_batch_size=1), PHOTO, 1),
-        (ModelConfig("m", inputs=(TensorConfig("x", dims=(4, 6, 3)),)), PHOTO, 4),
+        (ModelConfig("m", inputs=(TensorConfig("x", dims=(4, 6, 3)),)), PHOTO, 7),
         (ModelConfig("m", inputs=(TensorConfig("x", dims=(-1, 4, 6, 3)),)), PHOTO, 0),
         (ModelConfig("m"), FIXED_BATCH, 0),
+        (ModelConfig("m"), signature_of({"x": ("FP32", (-1, 2)), "keep": ("FP32", ())}), 0),
+        (ModelConfig("m"), signature_of({"x": ("FP32", None)}, {"loss": ("FP32", ())}), 7),
     ],
 )
 def test_the_largest_batch_of_a_request_is_completed(
     config: ModelConfig, signature: Signature, largest: int
 ) -> None:
-    settings = complete(config, signature, default_max_batch_size=4)
+    settings = complete(config, signature, default_max_batch_size=7)
     assert settings.max_request_batch == largest
     assert settings.max_batch_size == (config.max_batch_size or None)
     assert settings.batching == (Batching() if largest > 1 else None)

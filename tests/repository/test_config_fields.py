@@ -85,13 +85,11 @@ def test_a_field_that_is_not_used_is_noted_once() -> None:
     text = """
         instance_group [ { host_policy: "a" }, { host_policy: "b" } ]
         optimization { graph { level: 1 } }
-        model_warmup { name: "w" batch_size: 1 inputs { key: "x" value { zero_data: true } } }
     """
     assert check_fields(text_format.Parse(text, ModelConfig())) == tuple(
         f"'{path}' is not used: {RULES[path].why}"
         for path in (
             "instance_group.host_policy",
             "optimization.graph",
-            "model_warmup",
         )
     )

@@ -22,7 +22,9 @@ def test_the_latest_version_is_served_by_default(tmp_path: Path) -> None:
     source = read("m", path)
     assert source.versions == (10,)
     assert source.notes == ()
-    assert source.version(10) == VersionSource("m", 10, path / "10" / "model.savedmodel", ModelConfig("m"))
+    assert source.version(10) == VersionSource(
+        "m", 10, path / "10" / "model.savedmodel", ModelConfig("m"), warmup=path / "warmup"
+    )
 
 
 def test_the_default_model_filename_is_where_the_saved_model_is(tmp_path: Path) -> None:

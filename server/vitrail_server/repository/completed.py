@@ -6,6 +6,7 @@ from vitrail_server.kserve.v2 import model_config_pb2 as triton
 from vitrail_server.repository.config import BACKEND, PLATFORM
 from vitrail_server.repository.parameters import PREFIX
 from vitrail_server.repository.source import ModelSource
+from vitrail_server.repository.tensors import triton_type
 from vitrail_server.servable import Description, TensorSpec
 
 
@@ -44,8 +45,7 @@ def _complete_outputs(message: triton.ModelConfig, specs: Iterable[TensorSpec], 
 
 def _complete(tensor: triton.ModelInput | triton.ModelOutput, spec: TensorSpec, *, batched: bool) -> None:
     tensor.name = spec.name
-    datatype = "STRING" if spec.datatype == "BYTES" else spec.datatype
-    tensor.data_type = triton.DataType.Value(f"TYPE_{datatype}")
+    tensor.data_type = triton.DataType.Value(triton_type(spec.datatype))
     if not tensor.dims and spec.shape is not None:
         tensor.dims.extend(spec.shape[1:] if batched else spec.shape)
 

@@ -14,6 +14,7 @@ import numpy as np
 from vitrail.errors import FailedPrecondition, InvalidArgument, VitrailError
 from vitrail_server.repository.config import ModelConfig, TensorConfig
 from vitrail_server.repository.parameters import PREFIX
+from vitrail_server.repository.tensors import triton_type
 from vitrail_server.servable import DTYPES, Batching, ImageSize, ModelSettings, Signature, TensorSpec
 from vitrail_server.wording import listed, quoted, shape_text
 
@@ -103,8 +104,8 @@ def _check_names(config: ModelConfig, signature: Signature) -> None:
             if tensor.datatype not in ("", spec.datatype):
                 raise InvalidArgument(
                     f"unable to load model '{config.name}', configuration expects datatype "
-                    f"{_triton_type(tensor.datatype)} for {kind} {quoted(tensor.name)}, "
-                    f"model provides {_triton_type(spec.datatype)}",
+                    f"{triton_type(tensor.datatype)} for {kind} {quoted(tensor.name)}, "
+                    f"model provides {triton_type(spec.datatype)}",
                     field=f"{kind}.data_type",
                 )
 
@@ -329,7 +330,3 @@ def _both(
     config: ModelConfig, signature: Signature
 ) -> list[tuple[str, tuple[TensorConfig, ...], Mapping[str, TensorSpec]]]:
     return [("input", config.inputs, signature.inputs), ("output", config.outputs, signature.outputs)]
-
-
-def _triton_type(datatype: str) -> str:
-    return "TYPE_" + ("STRING" if datatype == "BYTES" else datatype)

@@ -4,7 +4,6 @@ Triton's rules and texts apply where Triton has them. What is not said stays uns
 from the SavedModel. The errors name the file, and the line and column where it cannot be parsed.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
@@ -15,10 +14,12 @@ from vitrail.errors import InvalidArgument
 from vitrail_server.kserve.v2 import model_config_pb2 as triton
 from vitrail_server.repository.batching import read_batching
 from vitrail_server.repository.config_fields import check_fields
-from vitrail_server.repository.directory import ModelDirectory, read_labels
+from vitrail_server.repository.directory import ModelDirectory, is_plain, read_labels
 from vitrail_server.repository.instances import read_instances
 from vitrail_server.repository.parameters import Parameters, read_parameters
+from vitrail_server.repository.tensors import datatype_of
 from vitrail_server.repository.version_policy import All, Latest, Specific, VersionPolicy
+from vitrail_server.repository.warmup import Sample, read_warmup
 from vitrail_server.servable import Batching, InstanceGroup
 from vitrail_server.wording import quoted, shortened
 
@@ -53,6 +54,7 @@ class ModelConfig:
     """The lines of the label files, by output."""
     batching: Batching | None = None
     instances: tuple[InstanceGroup, ...] = ()
+    warmup: tuple[Sample, ...] = ()
     default_model_filename: str = ""
     parameters: Parameters = field(default_factory=Parameters)
     message: triton.ModelConfig = field(default_factory=triton.ModelConfig, repr=False, compare=False)
@@ -126,6 +128,7 @@ def check_config(message: triton.ModelConfig, directory: ModelDirectory) -> Mode
     parameters, unused_parameters = read_parameters(
         {key: parameter.string_value for key, parameter in message.parameters.items()}
     )
+    samples, skipped_samples = read_warmup(message, name)
     return ModelConfig(
         name=name,
         version_policy=_version_policy(message.version_policy),
@@ -135,10 +138,11 @@ def check_config(message: triton.ModelConfig, directory: ModelDirectory) -> Mode
         labels=_labels(message.output, directory),
         batching=read_batching(message, name),
         instances=read_instances(message, name),
+        warmup=samples,
         default_model_filename=_plain_filename(message.default_model_filename),
         parameters=parameters,
         message=message,
-        notes=unused_fields + unused_parameters,
+        notes=unused_fields + unused_parameters + skipped_samples,
     )
 
 
@@ -200,7 +204,7 @@ def _tensors(kind: str, tensors: Iterable[_Tensor], model: str) -> tuple[TensorC
             )
         found[tensor.name] = TensorConfig(
             name=tensor.name,
-            datatype=_datatype(tensor, kind, where),
+            datatype=datatype_of(tensor.data_type, where, f"{kind}.data_type"),
             dims=tuple(tensor.dims),
             declared_nhwc=_declared_nhwc(tensor, where),
         )
@@ -219,19 +223,6 @@ def _declared_nhwc(tensor: _Tensor, where: str) -> bool:
     return tensor.format == triton.ModelInput.FORMAT_NHWC
 
 
-def _datatype(tensor: _Tensor, kind: str, where: str) -> str:
-    """Return the datatype's name as in a TensorSpec; empty for TYPE_INVALID, which is unset."""
-    if tensor.data_type == triton.TYPE_INVALID:
-        return ""
-    if tensor.data_type not in triton.DataType.values():
-        raise InvalidArgument(
-            f"{where}: 'data_type' {tensor.data_type} is not one of {', '.join(triton.DataType.keys()[1:])}",
-            field=f"{kind}.data_type",
-        )
-    name = triton.DataType.Name(tensor.data_type).removeprefix("TYPE_")
-    return "BYTES" if name == "STRING" else name
-
-
 def _labels(
     outputs: Iterable[triton.ModelOutput], directory: ModelDirectory
 ) -> Mapping[str, tuple[str, ...]]:
@@ -246,7 +237,7 @@ def _labels(
 
 
 def _plain_filename(filename: str) -> str:
-    if re.search(r"[/\\\0]|^\.+$", filename):
+    if filename and not is_plain(filename):
         raise InvalidArgument(
             f"'default_model_filename' {quoted(filename)} must be the name of a SavedModel "
             "in the version's directory, without '/'",

@@ -105,7 +105,7 @@ RULES: Mapping[str, Rule] = {
     "optimization.eager_batching": _unused("the next batch is always prepared while one runs"),
     "metric_tags": _unused("metrics have the labels that docs/metrics.md lists"),
     "model_metrics": _unused("metrics have the buckets that docs/metrics.md lists"),
-    "model_warmup": _unused("every program is warmed up at load"),
+    "model_warmup": _honoured("inferences answered before a version is AVAILABLE"),
     "model_operations": _refused("export the model with TensorFlow's own operations"),
     "model_transaction_policy.decoupled": _refused("a SavedModel answers every request once"),
     "model_repository_agents": _refused("prepare the files before they come into the repository"),

@@ -62,6 +62,11 @@ class ModelDirectory:
     """Why something that could be meant as a version is not one, by name."""
 
 
+def is_plain(filename: str) -> bool:
+    """Say whether a name from a configuration is that of an entry of a directory, and leads nowhere else."""
+    return bool(filename) and filename.isprintable() and re.search(r"[/\\]|^\.+$", filename) is None
+
+
 def list_models(repository: Path) -> RepositoryDirectory:
     """Return the models of a repository.
 

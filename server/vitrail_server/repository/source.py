@@ -11,7 +11,7 @@ from typing import Protocol
 from vitrail.errors import FailedPrecondition
 from vitrail_server.kserve.v2 import model_config_pb2 as triton
 from vitrail_server.repository.config import ModelConfig, check_config, read_config
-from vitrail_server.repository.directory import ModelDirectory, find_saved_model
+from vitrail_server.repository.directory import WARMUP_DIRECTORY, ModelDirectory, find_saved_model
 from vitrail_server.repository.version_policy import choose
 from vitrail_server.servable import Servable
 from vitrail_server.wording import listed, quoted
@@ -26,6 +26,8 @@ class VersionSource:
     saved_model: Path
     """The directory with saved_model.pb."""
     config: ModelConfig
+    warmup: Path
+    """The directory with the data files of its warm-up samples."""
 
 
 class Loader(Protocol):
@@ -61,7 +63,8 @@ class ModelSource:
         """
         directory = self.directory.versions[number]
         saved_model = find_saved_model(directory, self.config.default_model_filename)
-        return VersionSource(self.directory.name, number, saved_model, self.config)
+        warmup = self.directory.path / WARMUP_DIRECTORY
+        return VersionSource(self.directory.name, number, saved_model, self.config, warmup)
 
 
 def read_model(directory: ModelDirectory, override: triton.ModelConfig | None = None) -> ModelSource:

@@ -1,0 +1,182 @@
+"""Real models are replaced while they are asked: no call fails, no map mixes two models, nothing stays.
+
+A model's weights are a number times the same pattern, so every map is that number times the same map, and
+tells which content of which version it came from.
+"""
+
+import asyncio
+import gc
+import shutil
+import weakref
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import saved_models
+from fakes.serving import ADDRESS, settings_of
+from rpc.messages import occlusion, spec
+from vitrail.errors import Internal
+from vitrail.v1 import explanation_pb2 as pb
+from vitrail.v1.explanation_pb2_grpc import ExplanationServiceStub
+from vitrail_server.metrics import Metrics
+from vitrail_server.repository.state import IndexEntry, State
+from vitrail_server.server import Server
+
+PATTERN = saved_models.numbers(4, 6, 3, 2, seed=8)
+IMAGE = saved_models.numbers(4, 6, 3, seed=9)
+SWAPS = 20
+BROKEN = 7
+"""The swap that fails."""
+
+
+def write(version: Path, factor: float) -> None:
+    """Write a SavedModel at another place, and put it into the repository in one step."""
+    made = version.parent.parent.parent / "made"
+    saved_models.linear(made, PATTERN * factor, np.zeros(2, np.float32))
+    version.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(version / "model.savedmodel", ignore_errors=True)
+    made.rename(version / "model.savedmodel")
+
+
+class WaitingMetrics(Metrics):
+    """Metrics that let a test wait for a state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._entered: set[tuple[str, int, State]] = set()
+        self._changed = asyncio.Event()
+
+    def model_state(self, name: str, version: int, state: State, reason: str) -> None:
+        super().model_state(name, version, state, reason)
+        self._entered.add((name, version, state))
+        self._changed.set()
+
+    async def reached(self, name: str, version: int, state: State) -> None:
+        while (name, version, state) not in self._entered:
+            self._changed.clear()
+            await self._changed.wait()
+
+
+@asynccontextmanager
+async def running(
+    repository: Path, metrics: Metrics | None = None, **settings: object
+) -> AsyncIterator[tuple[Server, grpc.aio.Channel]]:
+    async with Server(settings_of(repository, **settings), metrics=metrics) as server:
+        await server.load()
+        async with grpc.aio.insecure_channel(f"{ADDRESS}:{server.grpc_port}") as channel:
+            yield server, channel
+
+
+def values_of(answer: pb.ExplainResponse) -> NDArray[np.float32]:
+    return np.frombuffer(answer.values, "<f4")
+
+
+async def test_a_flood_of_explanations_goes_through_twenty_hot_swaps(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    model = repository / "m"
+    write(model / "1", 1)
+    contents: defaultdict[int, set[int]] = defaultdict(set, {1: {1}})
+    answers: list[tuple[str, int, NDArray[np.float32]]] = []
+    swapping = True
+
+    async def flood(channel: grpc.aio.Channel, method: str) -> None:
+        stub = ExplanationServiceStub(channel)
+        asked = {"gradient": {}, "occlusion": {"occlusion": occlusion(2)}}[method]
+        while swapping:
+            request = pb.ExplainRequest(spec=spec("m", IMAGE, **asked))
+            answer = await stub.Explain(request)
+            answers.append((method, answer.plan.model_version, values_of(answer)))
+
+    async with running(repository) as (server, channel):
+        first = {
+            method: values_of(
+                await ExplanationServiceStub(channel).Explain(
+                    pb.ExplainRequest(spec=spec("m", IMAGE, **asked))
+                )
+            )
+            for method, asked in {"gradient": {}, "occlusion": {"occlusion": occlusion(2)}}.items()
+        }
+        lives = [weakref.ref(server.manager._models["m"].serving[1]._servable)]  # type: ignore[index]
+        flooding = [asyncio.create_task(flood(channel, method)) for method in ("gradient", "occlusion")]
+        number = 1
+        for swap in range(1, SWAPS + 1):
+            number += swap % 2  # every other swap has a new version, the others new content of the same
+            await asyncio.to_thread(write, model / str(number), swap + 1)
+            if swap == BROKEN:
+                (model / str(number) / "model.savedmodel" / "saved_model.pb").write_bytes(b"no model")
+                with pytest.raises(Internal, match="load failed for model 'm': version"):
+                    await server.manager.load("m")
+                shutil.rmtree(model / str(number))
+                number -= 1
+                continue
+            contents[number].add(swap + 1)
+            await server.manager.load("m")
+            lives.append(weakref.ref(server.manager._models["m"].serving[number]._servable))  # type: ignore[index]
+        swapping = False
+        await asyncio.gather(*flooding)
+        await server.manager._models["m"].left()  # type: ignore[index]
+        assert await server.manager.index(ready=True) == [IndexEntry("m", str(number), "READY", "")]
+        gc.collect()
+        assert [life() is None for life in lives] == [True] * (SWAPS - 1) + [False]
+
+    seen = set()
+    for method, version, values in answers:
+        factor = round(float(values @ first[method]) / float(first[method] @ first[method]))
+        expected = first[method] * factor
+        np.testing.assert_allclose(values, expected, rtol=0, atol=1e-5 * float(abs(expected).max()))
+        assert factor in contents[version]
+        seen.add(factor)
+    assert len(seen) > SWAPS // 2  # the flood went on all the time
+    assert BROKEN + 1 not in seen
+
+
+async def test_new_content_is_found_by_polling(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    write(repository / "m" / "1", 1)
+    metrics = WaitingMetrics()
+    async with running(
+        repository, metrics, model_control_mode="poll", load_model=(), repository_poll_secs=0.05
+    ) as (
+        server,
+        _,
+    ):
+        await asyncio.to_thread(write, repository / "m" / "2", 2)
+        model = server.manager._models["m"]  # type: ignore[index]
+        await metrics.reached("m", 2, State.AVAILABLE)
+        await model.left()
+        assert model.state_of(1) is State.END
+
+
+WARMUP = """
+    model_warmup {{
+      name: "photos" batch_size: 3 count: 2
+      inputs {{ key: "image" value {{ data_type: TYPE_FP32 dims: [ 4, 6, 3 ] {} }} }}
+    }}
+"""
+
+
+async def test_a_version_answers_its_warm_up_samples_before_it_is_available(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    write(repository / "m" / "1", 1)
+    (repository / "m" / "warmup").mkdir()
+    (repository / "m" / "warmup" / "photo").write_bytes(IMAGE.tobytes())
+    (repository / "m" / "config.pbtxt").write_text(WARMUP.format('input_data_file: "photo"'))
+    async with running(repository) as (server, _):
+        assert await server.manager.index() == [IndexEntry("m", "1", "READY", "")]
+        (repository / "m" / "warmup" / "photo").write_bytes(IMAGE.tobytes()[:100])
+        with pytest.raises(Internal) as caught:
+            await server.manager.load("m", force=True)
+        reason = (
+            "failed to run warmup sample 'photos': warmup setting expects 288 bytes, but the data provided "
+            "from photo only has 100 bytes"
+        )
+        assert caught.value.message == (
+            f"load failed for model 'm': version 1 is at UNAVAILABLE state: Failed precondition: {reason};"
+        )
+        assert await server.manager.index() == [IndexEntry("m", "1", "READY", reason)]

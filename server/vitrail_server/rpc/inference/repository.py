@@ -1,6 +1,7 @@
 """The repository's rpcs: what their messages say to the manager, and what it answers."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from vitrail.errors import InvalidArgument, Unimplemented
 from vitrail_server.kserve.v2 import grpc_service_pb2 as pb
@@ -24,23 +25,36 @@ def refuse_repository(name: str) -> None:
         raise Unimplemented("'repository_name' specification is not supported")
 
 
-def config_override(parameters: Parameters) -> tuple[str | None, dict[str, bytes]]:
-    """Return the configuration and the files that come with a load.
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """What comes with a request to load."""
+
+    config: str | None
+    """A configuration in place of the model's own."""
+    files: Mapping[str, bytes]
+    force: bool
+    """Whether to load again what has not changed."""
+
+
+def load_options(parameters: Parameters) -> LoadOptions:
+    """Return what comes with a request to load; `vitrail_force` is a parameter of ours.
 
     Raises:
         InvalidArgument: a parameter is unknown, or of another type.
 
     """
-    config, files = None, {}
+    config, files, force = None, {}, False
     for name, value in parameters.items():
         if name == "config":
             config = str(_typed(name, value, "string_param", "load"))
         elif name.startswith(FILE):
             _typed(name, value, "bytes_param", "load")
             files[name] = value.bytes_param
+        elif name == "vitrail_force":
+            force = bool(_typed(name, value, "bool_param", "load"))
         else:
             raise InvalidArgument(f"unrecognized load parameter {quoted(name)}.")
-    return config, files
+    return LoadOptions(config, files, force)
 
 
 def unload_waits(parameters: Parameters) -> bool:

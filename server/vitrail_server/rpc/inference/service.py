@@ -19,8 +19,8 @@ from vitrail_server.rpc.inference.lookup import model_status, pin, version_numbe
 from vitrail_server.rpc.inference.metadata import model_metadata, model_statistics, server_metadata
 from vitrail_server.rpc.inference.parameters import FINAL_RESPONSE, read_parameters
 from vitrail_server.rpc.inference.repository import (
-    config_override,
     index_response,
+    load_options,
     refuse_repository,
     unload_waits,
 )
@@ -166,8 +166,10 @@ class InferenceService:
     ) -> pb.RepositoryModelLoadResponse:
         """Load a model, or load it again."""
         refuse_repository(request.repository_name)
-        config, files = config_override(request.parameters)
-        await self._manager.load(request.model_name, config=config, files=files)
+        options = load_options(request.parameters)
+        await self._manager.load(
+            request.model_name, config=options.config, files=options.files, force=options.force
+        )
         return pb.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(

@@ -18,7 +18,7 @@ from vitrail_server.explainers.run import Tile
 FEW_TILES = 4
 """From this many provisional rectangles on, their bounding box is sent instead, if all of it has values."""
 
-AT_ONCE = 2**17
+AT_ONCE = 2**16
 """Values that are worked out at a time: sums are kept in double precision, several times as large."""
 
 
@@ -60,7 +60,7 @@ class Mosaic:
         box = self._changed_cells()
         dirty = self._counts(self._changed, box) > 0
         counts = self._counts(self.evaluated, box)
-        values, known = self._values(box, counts)
+        values, known = self._all_values(box, counts)
         fresh = dirty & known & ~self._settled[_slices(box)]
         final = fresh & (counts == self._covers(box))
         self._changed[:] = False
@@ -73,9 +73,13 @@ class Mosaic:
     def non_finite_values(self) -> NDArray[np.int64]:
         """Return (targets,): how many values of the map, of those it has, are not finite."""
         box = (0, 0, len(self._rows), len(self._columns))
-        values, known = self._values(box, self._counts(self.evaluated, box))
+        counts = self._counts(self.evaluated, box)
         areas = np.multiply.outer(self._rows.sizes, self._columns.sizes).astype(np.int64)
-        return np.asarray((areas * (known & ~np.isfinite(values))).sum((1, 2)))
+        found: list[int] = []
+        for some in self._some_targets(counts.size):
+            values, known = self._values(box, counts, some)
+            found += [int(areas[known & ~np.isfinite(each)].sum()) for each in values]
+        return np.array(found, np.int64)
 
     def _changed_cells(self) -> Rectangle:
         """Return the smallest rectangle of cells that holds every cell whose value may have changed."""
@@ -111,25 +115,38 @@ class Mosaic:
         columns = self._columns.last[left:right] - self._columns.first[left:right] + 1
         return np.asarray(np.multiply.outer(rows, columns))
 
-    def _values(
+    def _some_targets(self, cells: int) -> Iterator[slice]:
+        """Yield the targets in portions whose values for so many cells can be worked out at a time."""
+        some = max(1, AT_ONCE // cells)
+        for first in range(0, len(self.scores), some):
+            yield slice(first, first + some)
+
+    def _all_values(
         self, box: Rectangle, counts: NDArray[np.int32]
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Return the cells' values (targets, rows, columns) and which of them have one."""
+        values = np.empty((len(self.scores), *counts.shape), np.float32)
+        known = counts > 0
+        for some in self._some_targets(counts.size):
+            values[some], known = self._values(box, counts, some)
+        return values, known
+
+    def _values(
+        self, box: Rectangle, counts: NDArray[np.int32], some: slice
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Return the same of some targets."""
         top, left, bottom, right = box
         rows = slice(self._rows.first[top], self._rows.last[bottom - 1] + 1)
         columns = slice(self._columns.first[left], self._columns.last[right - 1] + 1)
+        scores = np.where(self.evaluated[rows, columns], self.scores[some, rows, columns], np.float64(0))
         known = counts > 0
-        values = np.empty((len(self.scores), bottom - top, right - left), np.float32)
-        evaluated, some = self.evaluated[rows, columns], max(1, AT_ONCE // known.size)
-        for targets in (slice(first, first + some) for first in range(0, len(values), some)):
-            scores = np.where(evaluated, self.scores[targets, rows, columns], np.float64(0))
-            with np.errstate(invalid="ignore"):  # infinite scores pass through, and are counted
-                sums = _sum_windows(scores, self._rows, top, bottom, axis=1)
-                sums = _sum_windows(sums, self._columns, left, right, axis=2)
-                values[targets] = sums / np.maximum(counts, 1)
+        with np.errstate(invalid="ignore"):  # infinite scores pass through, and are counted
+            sums = _sum_windows(scores, self._rows, top, bottom, axis=1)
+            sums = _sum_windows(sums, self._columns, left, right, axis=2)
+            values = (sums / np.maximum(counts, 1)).astype(np.float32)
         if self._steps is None or known.all():
             return values, known
-        stand_ins, stand = self._stand_ins()
+        stand_ins, stand = self._stand_ins(some)
         middle = np.ix_(
             (self._rows.first[top:bottom] + self._rows.last[top:bottom]) // 2,
             (self._columns.first[left:right] + self._columns.last[left:right]) // 2,
@@ -137,15 +154,15 @@ class Mosaic:
         values = np.where(known, values, stand_ins[:, middle[0], middle[1]])
         return values, known | stand[middle]
 
-    def _stand_ins(self) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Return every window's score or that of the evaluated window that stands for it."""
-        scores, known = self.scores.copy(), self.evaluated.copy()
+    def _stand_ins(self, some: slice) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Return every window's scores for some targets, or those of the window that stands for it."""
+        scores, known = self.scores[some].copy(), self.evaluated.copy()
         row, column = np.indices(known.shape)
         step = 2
         while step <= coarsest_step(*known.shape):
             coarse = (row // step * step, column // step * step)
             take = ~known & self.evaluated[coarse]
-            scores[:, take] = self.scores[:, coarse[0][take], coarse[1][take]]
+            scores[:, take] = self.scores[some, coarse[0][take], coarse[1][take]]
             known |= take
             step *= 2
         return scores, known

@@ -17,7 +17,7 @@ from vitrail_server.explainers.gradient import GradientParameters, GradientRun
 from vitrail_server.explainers.occlusion import OcclusionParameters, OcclusionRun
 from vitrail_server.explainers.question import AllTargets
 from vitrail_server.explainers.run import Nothing, Work
-from vitrail_server.runtime.device import BACKLOG, IN_FLIGHT, PATIENCE
+from vitrail_server.runtime.device import BACKLOG, IN_FLIGHT, PATIENCE, SHORT
 from vitrail_server.work import Kind, OccludeRows, OutOfMemory, Result, Rows
 
 SHAPE = (6, 6, 1)
@@ -576,6 +576,30 @@ class TestChores:
         assert await chore == IN_FLIGHT
         await request.end()
         assert counted(request).done == 400
+
+    @pytest.mark.parametrize(("seconds", "waits"), [(0.125, False), (0.75, True)])
+    async def test_chores_no_longer_than_a_batch_wait_a_few_times_their_own_duration(
+        self, stage: Stage, seconds: float, *, waits: bool
+    ) -> None:
+        def chore() -> int:
+            stage.clock.now += seconds
+            return len(program.executed)
+
+        program = stage.held(CostedProgram(4, 0.5))
+        program.let(IN_FLIGHT)
+        await stage.submit(CountedRun(4 * IN_FLIGHT), program).end()
+        assert await asyncio.to_thread(stage.device.call, chore) == IN_FLIGHT, "now its duration is known"
+
+        request = stage.submit(CountedRun(40), program)
+        await program.begun()
+        again = asyncio.create_task(asyncio.to_thread(stage.device.call, chore))
+        await queued(stage, 1)
+        stage.clock.now += SHORT * 0.125
+        await finish_batch(program, request)
+        assert bool(stage.device._chores) is waits
+        program.open()
+        await request.end()
+        await again
 
     async def test_chores_run_in_the_order_of_arrival(self, stage: Stage) -> None:
         done: list[int] = []

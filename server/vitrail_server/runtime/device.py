@@ -35,8 +35,13 @@ IN_FLIGHT = 2
 BACKLOG = 4
 """Batches whose tiles may wait for a slow reader before its Run takes no more rows."""
 
-PATIENCE = 1.0
-"""Seconds that a housekeeping call (warm-up, measuring) waits for a quiet moment before it is run anyway."""
+PATIENCE = 2.0
+"""Seconds that a housekeeping call (warm-up, measuring) waits for a quiet moment before it is run anyway: so
+long that of a hundred batches of a busy device hardly one has to wait for such a call."""
+
+SHORT = 8
+"""A call that takes no longer than a batch disturbs little: it waits so many times its own duration instead,
+so that a load on a busy device ends in time."""
 
 
 class Held(Protocol):
@@ -220,6 +225,8 @@ class Device:
         self._scheduler = Scheduler()
         self._submissions: dict[int, Submission[Any]] = {}
         self._chores: deque[_Chore] = deque()
+        self._chore_seconds = PATIENCE  # how long the last one took
+        self._batch_seconds = 0.0
         self._in_flight = 0
         self._alarm: asyncio.TimerHandle | None = None
         self._batches: list[_Dispatched] = []
@@ -304,7 +311,7 @@ class Device:
         """Keep the device busy: called whenever there may be work that it could not take before."""
         while self._in_flight < IN_FLIGHT and not self._closed:
             now = self._clock()
-            if self._chores and now - self._chores[0].asked >= PATIENCE:
+            if self._chores and now - self._chores[0].asked >= self._patience():
                 self._dispatch_chore()
             elif batch := self._scheduler.next_batch(now):
                 self._dispatch(batch)
@@ -401,6 +408,8 @@ class Device:
         kind, size = batch.program.kind, batch.program.batch_size
         self._scheduler.settle(batch, outcome.seconds)
         if outcome.rows:
+            self._batch_seconds = outcome.seconds
+        if outcome.rows:
             self._events.batch_executed(BatchExecuted(kind, outcome.rows, size, outcome.seconds))
         if outcome.dropped:
             self._events.rows_dropped(kind, outcome.dropped)
@@ -433,16 +442,29 @@ class Device:
         chore = self._chores.popleft()
         self._in_flight += 1
 
-        def done(future: Future[None]) -> None:
+        def timed() -> float:
+            began = self._clock()
+            chore.run()
+            return self._clock() - began
+
+        def done(future: Future[float]) -> None:
             if future.cancelled():
                 chore.refuse()
-            self._loop.call_soon_threadsafe(self._chore_done)
+            self._loop.call_soon_threadsafe(self._chore_done, future)
 
-        self._lane.submit(chore.run).add_done_callback(done)
+        self._lane.submit(timed).add_done_callback(done)
 
-    def _chore_done(self) -> None:
+    def _chore_done(self, future: Future[float]) -> None:
         self._in_flight -= 1
+        if not future.cancelled():
+            self._chore_seconds = future.result()
         self.fill()
+
+    def _patience(self) -> float:
+        """Return how long the next chore waits for a quiet moment, if it is like the last one."""
+        if self._chore_seconds <= self._batch_seconds:
+            return min(PATIENCE, SHORT * self._chore_seconds)
+        return PATIENCE
 
 
 def _count(batch: Batch, owners: Sequence[Submission[Any]], outcome: _Outcome) -> None:

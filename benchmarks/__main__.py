@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks import limit, serving
+from benchmarks import limit, loading, peers, scheduler, serving
 from benchmarks.figures import LEAST_ROUNDS, Figure
 from benchmarks.machine import choose_cores, describe, load_average, pin, usable_cores
 from benchmarks.raw import Raw
 from benchmarks.scale import FULL, QUICK, Scale
-from benchmarks.sides import Sides, say, sides
+from benchmarks.sides import Needs, Sides, say, sides
 from benchmarks.table import number, table
 
 
@@ -27,12 +27,11 @@ class Suite:
     """Figures that are measured together."""
 
     measure: Callable[[Sides], Iterator[Figure]]
-    needs_server: bool
+    needs: Needs
 
 
 SUITES: Mapping[str, Suite] = {
-    limit.SUITE: Suite(limit.measure, needs_server=False),
-    serving.SUITE: Suite(serving.measure, needs_server=True),
+    suite.SUITE: Suite(suite.measure, suite.NEEDS) for suite in (limit, serving, scheduler, peers, loading)
 }
 
 
@@ -100,12 +99,12 @@ def run(request: Request) -> list[Figure]:
     pin(os.getpid(), cores.client)
     chosen = [SUITES[name] for name in request.suites]
     figures = []
-    with sides(request.scale, cores, serve=any(suite.needs_server for suite in chosen)) as both:
+    with sides(request.scale, cores, [suite.needs for suite in chosen]) as all_sides:
         for suite in chosen:
-            for figure in suite.measure(both):
+            for figure in suite.measure(all_sides):
                 say(f"{figure.suite} {figure.model} {figure.name}: {number(figure.value)} {figure.unit}")
                 figures.append(figure)
-        share = both.raw.call(Raw.share_of_core)
+        share = all_sides.raw.call(Raw.share_of_core)
     detail = {"quick": request.quick, "load_average_before": load_before, "share_of_core": share}
     return [describe(cores, detail), *figures]
 

@@ -8,13 +8,19 @@ measurements are distributed. Pure.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import comb
+from math import exp, log
 
 import numpy as np
 
 CONFIDENCE = 0.95
 
+EXACT = 1e-12
+"""Rounding of sums of probabilities, which must not decide where they hit the confidence exactly."""
+
 MEDIAN = 0.5
+
+MOST_SAMPLES = 200
+"""Samples that are reported; of more, only what is made of them."""
 
 LEAST_ROUNDS = 5
 """With fewer measurements not even their extremes bound the median with this confidence."""
@@ -100,7 +106,7 @@ def measured(
             "rounds": len(samples),
             "lower_bound": None if low is None else rounded(low),
             "upper_bound": None if high is None else rounded(high),
-            "samples": [rounded(each) for each in samples],
+            **({"samples": [rounded(each) for each in samples]} if len(samples) <= MOST_SAMPLES else {}),
             **(detail or {}),
         },
     )
@@ -114,10 +120,12 @@ def lower_bound(samples: Sequence[float], quantile: float) -> float | None:
     """
     ordered = sorted(samples)
     n, below, tail = len(ordered), 0, 0.0
+    chance = n * log(1 - quantile)  # as a logarithm: thousands of samples make it smaller than any float
     while below < n:
-        tail += comb(n, below) * quantile**below * (1 - quantile) ** (n - below)
-        if tail > 1 - CONFIDENCE:
+        tail += exp(chance)
+        if tail > 1 - CONFIDENCE + EXACT:
             break
+        chance += log((n - below) / (below + 1) * quantile / (1 - quantile))
         below += 1
     return ordered[below - 1] if below else None
 

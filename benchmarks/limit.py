@@ -7,15 +7,17 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.figures import Figure, measured, rounded
 from benchmarks.raw import Raw
-from benchmarks.sides import Sides
+from benchmarks.sides import Needs, Sides
 from benchmarks.timing import Cost
 
 SUITE = "limit"
 
+NEEDS = Needs()
+
 
 def measure(sides: Sides) -> Iterator[Figure]:
     """Yield the figures of every model."""
-    for model in sides.scale.models:
+    for model in dict.fromkeys(case.model for case in sides.scale.cases if case.limits):
         yield from _forwards(sides, model)
         yield from _gradients(sides, model)
 
@@ -29,7 +31,7 @@ def _forwards(sides: Sides, model: str) -> Iterator[Figure]:
             frozen[size].append(raw.call(Raw.forward, model, "frozen", size, scale.seconds))
             signature[size].append(raw.call(Raw.forward, model, "signature", size, scale.seconds))
     for size, costs in frozen.items():
-        how = f"forwards in batches of {size}, the graph frozen: variables made constants"
+        how = f"forwards in batches of {size}, the graph that the server runs: frozen and optimised"
         yield _rate(model, f"forward_frozen_batch_{size}", costs, how)
     for size, costs in signature.items():
         how = f"forwards in batches of {size}, the signature as it was exported"

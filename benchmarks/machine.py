@@ -3,7 +3,7 @@
 import os
 import platform
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -51,6 +51,24 @@ def processor_seconds(process: int) -> float | None:
     _, _, fields = Path(f"/proc/{process}/stat").read_text("ascii").rpartition(") ")
     user, system = fields.split()[11:13]
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def peak_growth(process: int, work: Callable[[], object]) -> int | None:
+    """Return how many bytes the memory of a process grew at most while `work` ran.
+
+    None where the system does not say.
+    """
+    if sys.platform != "linux":
+        return None
+    Path(f"/proc/{process}/clear_refs").write_text("5", "ascii")  # the peak is the present from now on
+    before = _status_bytes(process, "VmRSS")
+    work()
+    return _status_bytes(process, "VmHWM") - before
+
+
+def _status_bytes(process: int, field: str) -> int:
+    text = Path(f"/proc/{process}/status").read_text("ascii")
+    return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith(f"{field}:"))
 
 
 def describe(cores: Cores, detail: Detail) -> Figure:

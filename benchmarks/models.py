@@ -4,6 +4,7 @@ Random weights are as good as trained ones for speed, and need no download. They
 fixed seed, and kept in `build/`, which is not under version control.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,11 +16,32 @@ PROJECT = Path(__file__).resolve().parents[1]
 SAMPLES = PROJECT / "model_repository"
 CACHE = PROJECT / "build" / "benchmark-models"
 
-APPLICATIONS = {"mobilenet_v2": "MobileNetV2", "resnet50_v2": "ResNet50V2"}
-"""The class in keras.applications of each model that is made here."""
+PEBBLES = "pebbles"
+"""A network so small that a map of tens of thousands of windows takes seconds."""
+PEBBLES_SHAPE = (160, 160, 3)
+PEBBLES_OUTPUTS = 64
+
+APPLICATIONS = {
+    "mobilenet_v2": "MobileNetV2",
+    "resnet50_v2": "ResNet50V2",
+    "vgg16": "VGG16",
+    PEBBLES: "",
+}
+"""The class in keras.applications of each model that is made here. Empty: a network of our own."""
+
+GRAY = 0.5
+"""What windows are hidden with: the middle of the models' range."""
+
+IMAGE_INPUT = "image"
+"""What every model here calls its image."""
 
 Form = Literal["signature", "frozen"]
-"""A model's graph as it was exported, with variables, or with constants in their place."""
+"""A model's graph as it was exported, with variables, or optimised, with constants in their place."""
+
+CONFIG_FILE = "config.pbtxt"
+
+INCREMENTAL = "_incremental"
+"""What is added to the name of a model that is served with incremental occlusions."""
 
 CONFIG = """\
 name: "{name}"
@@ -27,6 +49,8 @@ platform: "tensorflow_savedmodel"
 parameters {{ key: "vitrail.image_range" value {{ string_value: "0,1" }} }}
 parameters {{ key: "vitrail.fill" value {{ string_value: "0.5" }} }}
 """
+
+PARAMETER = 'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n'
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +62,6 @@ class Model:
     """Its directory in a repository."""
     saved_model: Path
     """The SavedModel of its highest version."""
-    application: str = ""
-    """The class in keras.applications that it is made of. Empty: another network."""
 
 
 def find(name: str) -> Model | None:
@@ -62,13 +84,38 @@ def find(name: str) -> Model | None:
     ]
     if not versions:
         return None
-    return Model(name, directory, max(versions)[1], APPLICATIONS.get(name, ""))
+    return Model(name, directory, max(versions)[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One model of a repository that is served."""
+
+    model: Model
+    incremental: bool
+    """Whether occlusions are incremental where that pays; otherwise every window is evaluated in full."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in the repository."""
+        return f"{self.model.name}{INCREMENTAL if self.incremental else ''}"
+
+    def write(self, directory: Path) -> None:
+        """Make its directory in a repository: the model's own, with another name and one parameter more."""
+        directory.mkdir()
+        for path in self.model.directory.iterdir():
+            if path.name != CONFIG_FILE:
+                (directory / path.name).symlink_to(path)
+        config = (self.model.directory / CONFIG_FILE).read_text("utf-8")
+        config = re.sub(r"(?m)^name:.*$", f'name: "{self.name}"', config)
+        switch = ""
+        (directory / CONFIG_FILE).write_text(config + switch, "utf-8")
 
 
 @contextmanager
-def repository_of(models: Sequence[Model]) -> Iterator[Path]:
+def repository_of(entries: Sequence[Entry]) -> Iterator[Path]:
     """Make a repository of just these models, until the block ends."""
     with TemporaryDirectory(prefix="benchmark-repository-") as directory:
-        for model in models:
-            Path(directory, model.name).symlink_to(model.directory, target_is_directory=True)
+        for entry in entries:
+            entry.write(Path(directory, entry.name))
         yield Path(directory)

@@ -1,13 +1,13 @@
 """The raw side's TensorFlow: a SavedModel's graph called as directly as TensorFlow allows.
 
-Imported only in the raw side's process. What is timed here is the limit that the server is held against,
-so it is written without the server's code: nothing is prepared, padded, copied or checked while the clock
-runs.
+Imported only in the raw side's process. What is timed here is the limit that the server is held against:
+the same optimised graph that the server makes of the model, but nothing is prepared, padded, copied or
+checked while the clock runs.
 """
 
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,18 +17,26 @@ import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from benchmarks.models import CONFIG, Form
+from benchmarks.models import (
+    APPLICATIONS,
+    CONFIG,
+    GRAY,
+    IMAGE_INPUT,
+    PEBBLES_OUTPUTS,
+    PEBBLES_SHAPE,
+    Form,
+)
 from benchmarks.timing import Cost, Stopwatch
+from vitrail_server.savedmodel.flatten import flatten
+from vitrail_server.savedmodel.functions import flat_forward
+from vitrail_server.savedmodel.passes import simplify
 
 Tensor: TypeAlias = Any
 """A tf.Tensor; TensorFlow carries no types."""
 
 SEED = 2024
 OUTPUT = "probabilities"
-GRAY = 0.5
-"""What the notebook's loop hides with, in the middle of the models' range."""
 
 
 def use_one_thread() -> None:
@@ -37,22 +45,33 @@ def use_one_thread() -> None:
     tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
-def build(application: str) -> keras.Model:
-    """Return a Keras application with random weights, the same ones every time.
+def build(name: str) -> keras.Model:
+    """Return one of the networks that are made here with random weights, the same ones every time.
 
     Keras takes its initializers' seeds from Python's generator. Its own `set_random_seed` would do more: it
     makes TensorFlow prepare every function anew at its next call.
     """
     random.seed(SEED)
-    network: keras.Model = getattr(keras.applications, application)(weights=None)
+    application = APPLICATIONS[name]
+    network: keras.Model = (
+        getattr(keras.applications, application)(weights=None) if application else _pebbles()
+    )
     return network
+
+
+def _pebbles() -> keras.Model:
+    layers = keras.layers
+    image = keras.Input(PEBBLES_SHAPE)
+    x = layers.Conv2D(4, 8, strides=8, activation="relu")(image)
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(image, layers.Dense(PEBBLES_OUTPUTS, activation="softmax")(x))
 
 
 def write(network: keras.Model, directory: Path) -> None:
     """Write version 1 of a model in repository layout, whole or not at all."""
     module = tf.Module()
     module.weights = [variable.value for variable in network.variables]
-    image = tf.TensorSpec(network.input_shape, tf.float32, name="image")
+    image = tf.TensorSpec(network.input_shape, tf.float32, name=IMAGE_INPUT)
     module.predict = tf.function(
         lambda image: {OUTPUT: network(image, training=False)}, input_signature=[image], autograph=False
     )
@@ -70,24 +89,24 @@ def write(network: keras.Model, directory: Path) -> None:
 class Network:
     """One SavedModel with one image input and one output, in every form that is timed.
 
-    `application` is the Keras application that it was made of. Empty: another network, which Keras then
-    knows as a layer made of the SavedModel.
+    Where `name` is a network that is made here, Keras knows it as such; another one as a layer made of the
+    SavedModel.
     """
 
-    def __init__(self, saved_model: Path, application: str) -> None:
+    def __init__(self, saved_model: Path, name: str) -> None:
         self._root = tf.saved_model.load(str(saved_model))
         signature = self._root.signatures["serving_default"]
         [(self._input, spec)] = signature.structured_input_signature[1].items()
         [self._output] = signature.structured_outputs
         self.image_shape: tuple[int, int, int] = tuple(spec.shape[1:])
-        frozen = convert_variables_to_constants_v2(signature, lower_control_flow=False)
-        # A frozen function that is called by itself formats its arguments for an error message first.
+        frozen = self._optimised(signature)
+        # A function that is called by itself formats its arguments for an error message first.
         self._forwards: dict[Form, Callable[[Tensor], Tensor]] = {
             "frozen": self._compiled(lambda images: frozen(images)[0]),
             "signature": self._compiled(lambda images: self._answers(signature, images)),
         }
         self._gradient = self._compiled(lambda images: self._slopes(signature, images))
-        self._application, self._saved_model = application, saved_model
+        self._name, self._saved_model = name, saved_model
         self._random = np.random.default_rng(SEED)
         self._warm: set[tuple[str, int]] = set()
 
@@ -128,6 +147,18 @@ class Network:
     def _answers(self, signature: Callable[..., dict[str, Tensor]], images: Tensor) -> Tensor:
         return signature(**{self._input: images})[self._output]
 
+    def _optimised(self, signature: Callable[..., dict[str, Tensor]]) -> Callable[[Tensor], Sequence[Tensor]]:
+        """Return the graph that the server runs for forwards."""
+        spec = tf.TensorSpec((None, *self.image_shape), tf.float32)
+        concrete = tf.function(
+            lambda images: [self._answers(signature, images)], autograph=False
+        ).get_concrete_function(spec)
+        graph = simplify(flatten(concrete))
+        optimised: Callable[[Tensor], Sequence[Tensor]] = flat_forward(
+            graph, (self._input,), (self._output,)
+        ).concrete
+        return optimised
+
     def _slopes(self, signature: Callable[..., dict[str, Tensor]], images: Tensor) -> Tensor:
         """Return the derivative of each image's highest output by the image."""
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -146,8 +177,8 @@ class Network:
 
     @cached_property
     def _keras(self) -> keras.Model:
-        if self._application:
-            return build(self._application)
+        if self._name in APPLICATIONS:
+            return build(self._name)
         layer = keras.layers.TFSMLayer(str(self._saved_model), call_endpoint="serving_default")
         image = keras.Input(self.image_shape, name=self._input)
         return keras.Model(image, layer(image))

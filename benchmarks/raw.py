@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.models import APPLICATIONS, CACHE, Form, Model
+from benchmarks.models import CACHE, GRAY, Form, Model
 from benchmarks.timing import Cost, Stopwatch
 
 if TYPE_CHECKING:
@@ -29,11 +29,11 @@ class Raw:
 
     def write(self, name: str) -> None:
         """Make one of the models that are made here."""
-        self._networks.write(self._networks.build(APPLICATIONS[name]), CACHE / name)
+        self._networks.write(self._networks.build(name), CACHE / name)
 
     def load(self, model: Model) -> tuple[int, int, int]:
         """Load a model in every form, and return the shape of its image."""
-        network = self._networks.Network(model.saved_model, model.application)
+        network = self._networks.Network(model.saved_model, model.name)
         self._loaded[model.name] = network
         return network.image_shape
 
@@ -59,7 +59,7 @@ class Raw:
         from vitrail_server.work import Subject
 
         buffer = RowBuffer(RowLayout("image", InputLayout(image.shape, image.dtype), {}), 1)
-        subject = Subject(image, fill=np.full_like(image, self._networks.GRAY))
+        subject = Subject(image, fill=np.full_like(image, GRAY))
         window = (0, 0, patch, patch)
         buffer.fill([(subject, window)])
         with Stopwatch() as watch:

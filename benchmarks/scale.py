@@ -12,14 +12,22 @@ class Case:
     model: str
     patch: int
     """The windows of the occlusions have this many pixels a side, and lie side by side."""
+    plain: bool = True
+    """Whether to measure occlusions that evaluate every window in full."""
     occlusion_limit: float | None = None
-    """The most that a served map should cost, in raw forwards. None: there is no target."""
-    notebook: bool = False
-    """Whether to measure the notebook's loop on the same grid."""
+    """The most that such a map should cost, in raw forwards. None: there is no target."""
+    incremental: bool = True
+    """Whether to measure incremental occlusions."""
+    incremental_limit: float | None = None
+    """The most that such a map should cost, in raw forwards. None: there is no target."""
+    limits: bool = True
+    """Whether the suite `limit` reports the model."""
     gradients: bool = True
     """Whether to measure gradient maps."""
     callers: bool = True
-    """Whether to measure gradient maps with several callers as well."""
+    """Whether to measure several callers as well."""
+    peers: bool = False
+    """Whether to measure other ways to make the same map."""
     judged: bool = True
     """Whether the targets are meant: not for a network so small that a message on the wire takes as long."""
 
@@ -40,8 +48,12 @@ class Scale:
     """Gradient maps in one round of the figure with many callers."""
     latencies: int
     """Gradient maps in one round of the figure with another caller's occlusion."""
-    notebook_windows: int
-    """Windows of the notebook's loop in one round."""
+    loop_windows: int
+    """Windows in one round of the peers that take one window after the other."""
+    libraries: bool = False
+    """Whether to measure the libraries that `scripts/peers` installs."""
+    loading: tuple[str, str] | None = None
+    """The model whose chunks are timed while the other one is loaded. None: not measured."""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -51,31 +63,50 @@ class Scale:
 
 QUICK = Scale(
     cases=(
-        Case("mobilenet_v2", 16, occlusion_limit=1.12, notebook=True),
+        Case("mobilenet_v2", 16, occlusion_limit=1.12, incremental_limit=0.52, peers=True),
         Case("resnet50_v2", 32, occlusion_limit=1.05, callers=False),
     ),
     rounds=LEAST_ROUNDS,
-    seconds=0.2,
+    seconds=0.1,
     batch_sizes=(1, 4),
     gradient_batch_sizes=(1,),
     outstanding_maps=16,
     latencies=6,
-    notebook_windows=5,
+    loop_windows=6,
 )
 
 FULL = Scale(
     cases=(
-        Case("mobilenet_v2", 16, occlusion_limit=1.12),
-        Case("mobilenet_v2", 6, occlusion_limit=1.12, notebook=True, gradients=False, callers=False),
-        Case("resnet50_v2", 32, occlusion_limit=1.05, notebook=True),
-        Case("efficientnet_lite0", 16, notebook=True),
-        Case("silhouette_regressor", 6, notebook=True, judged=False),
+        Case("mobilenet_v2", 16, occlusion_limit=1.12, incremental_limit=0.52, peers=True),
+        Case("resnet50_v2", 32, occlusion_limit=1.05, incremental=False, peers=True),
+        Case(
+            "resnet50_v2",
+            16,
+            plain=False,
+            incremental_limit=0.60,
+            limits=False,
+            gradients=False,
+            callers=False,
+        ),
+        Case(
+            "vgg16",
+            16,
+            plain=False,
+            incremental_limit=0.20,
+            limits=False,
+            gradients=False,
+            callers=False,
+        ),
+        Case("efficientnet_lite0", 16),
+        Case("silhouette_regressor", 6, judged=False),
     ),
-    rounds=8,
-    seconds=0.5,
+    rounds=6,
+    seconds=0.4,
     batch_sizes=(1, 2, 4, 8, 16),
-    gradient_batch_sizes=(1, 2, 4, 8),
+    gradient_batch_sizes=(1, 4, 8),
     outstanding_maps=32,
     latencies=12,
-    notebook_windows=20,
+    loop_windows=20,
+    libraries=True,
+    loading=("mobilenet_v2", "resnet50_v2"),
 )

@@ -5,85 +5,115 @@ the server, whose process is confined to the core that the raw side has when its
 """
 
 from collections.abc import Iterator, Sequence
-from statistics import fmean, median
+from statistics import median
 
 import numpy as np
 
+from benchmarks.comparison import compared
 from benchmarks.figures import Detail, Figure, Target, measured, rounded
+from benchmarks.models import PEBBLES, PEBBLES_OUTPUTS, PEBBLES_SHAPE
 from benchmarks.raw import Raw
 from benchmarks.scale import Case
 from benchmarks.served import Served
-from benchmarks.sides import Sides
-from benchmarks.timing import Cost, alternate, best_batch, processor_ratio, ratios
+from benchmarks.sides import Needs, Sides
+from benchmarks.timing import Cost, alternate, best_batch
 
 SUITE = "serving"
 
 OUTSTANDING = 16
 """Calls of the figure with many callers."""
 
-BESIDE_PATCH = 8
-"""The windows of the occlusion that goes on beside gradients: many, so that it lasts."""
+MEMORY_PATCH = 4
+"""The side of the windows, one at every pixel, of the map whose memory is measured."""
 
-TAIL = 0.95
-"""The quantile of latencies that is reported."""
+SPARE = 16
+"""MiB that a map may take beside its scores."""
+
+MIB = 2**20
 
 FIRST_TILE = Target(1.3, at_most=True)
 GRADIENT = Target(1.10, at_most=True)
 THROUGHPUT = Target(0.90, at_most=False)
-BESIDE = Target(1.3, at_most=True)
-NOTEBOOK = Target(1.0, at_most=False)
+
+
+NEEDS = Needs(plain=lambda case: case.plain or case.gradients, pebbles=True)
 
 
 def measure(sides: Sides) -> Iterator[Figure]:
-    """Yield the figures of every case."""
-    if sides.served is None:
-        raise ValueError("this suite needs a server")
+    """Yield the figures of every case, and what a map costs in memory."""
     for case in sides.scale.cases:
-        bench = _Bench(sides, sides.served, case)
-        yield from bench.occlusion()
+        bench = _Bench(sides, case)
+        if case.plain:
+            yield from bench.occlusion()
         if case.gradients:
             yield bench.gradient()
         if case.callers:
             yield bench.outstanding()
-            yield bench.beside()
+    yield from memory(sides.served)
+
+
+def memory(served: Served) -> Iterator[Figure]:
+    """Yield how much a map of many windows and targets enlarges the server, where the system tells."""
+    image = np.random.default_rng(0).random(PEBBLES_SHAPE, np.float32)
+    targets = range(PEBBLES_OUTPUTS)
+    windows = (PEBBLES_SHAPE[0] - MEMORY_PATCH + 1) ** 2
+    scores = 4 * windows * len(targets) / MIB
+    for _ in range(2):  # the first full batches and what they leave behind belong to the server
+        served.occlusion(PEBBLES, image, 8, targets=targets)
+    growth = served.growth(lambda: served.occlusion(PEBBLES, image, MEMORY_PATCH, stride=1, targets=targets))
+    if growth is None:
+        return
+    target = Target(rounded(scores + SPARE), at_most=True)
+    yield Figure(
+        SUITE,
+        "resident_memory",
+        PEBBLES,
+        growth / MIB,
+        unit="MiB",
+        target=target,
+        holds=growth / MIB <= target.limit,
+        detail={
+            "how": (
+                f"the most that the server grew while it made a map of {windows} windows and {len(targets)} "
+                f"targets, of which the scores, 4 bytes per window and target, take {scores:.1f} MiB; the "
+                f"target allows {SPARE} MiB for messages on their way and what the allocator keeps"
+            ),
+            "scores": rounded(scores),
+            "windows": windows,
+            "targets": len(targets),
+        },
+    )
 
 
 class _Bench:
     """The measurements of one case."""
 
-    def __init__(self, sides: Sides, served: Served, case: Case) -> None:
-        self._raw, self._served, self._scale = sides.raw, served, sides.scale
+    def __init__(self, sides: Sides, case: Case) -> None:
+        self._raw, self._served, self._scale = sides.raw, sides.served, sides.scale
         self._case, self._model = case, case.model
         self._images = sides.images(case.model, OUTSTANDING)
-        self._chunk = served.batch_size(case.model)
+        self._chunk = self._served.batch_size(case.model)
         self._best = best_batch(lambda size: self._forward(size, 0.0), self._scale.batch_sizes)
         self._warm_up()
 
     def occlusion(self) -> Iterator[Figure]:
-        """Yield what a map costs, how soon it begins, and how long the notebook's loop takes for it."""
+        """Yield what a map costs, and how soon it begins."""
         case, scale, chunk = self._case, self._scale, self._chunk
         image = self._images[0]
 
-        def raw() -> tuple[Cost, float, Cost | None]:
+        def raw() -> tuple[Cost, float]:
             best = self._forward(self._best, scale.seconds)
             clean = self._forward(1, scale.seconds / 4)
             batch = self._forward(chunk, scale.seconds / 4)
-            loop = (
-                self._raw.call(Raw.predict_windows, self._model, image, case.patch, scale.notebook_windows)
-                if case.notebook
-                else None
-            )
-            return best, clean.seconds + chunk * batch.seconds, loop
+            return best, clean.seconds + chunk * batch.seconds
 
         rounds = alternate(scale.rounds, lambda: self._served.occlusion(self._model, image, case.patch), raw)
         evaluations = rounds[0][0].evaluations
-        maps = [done.cost for done, _ in rounds]
-        limits = [best.times(evaluations) for _, (best, _, _) in rounds]
         windows = f"{evaluations - 1} windows of {case.patch} x {case.patch}"
         yield self._compared(
             f"served_occlusion_patch_{case.patch}",
-            maps,
-            limits,
+            [done.cost for done, _ in rounds],
+            [best.times(evaluations) for _, (best, _) in rounds],
             target=None if case.occlusion_limit is None else Target(case.occlusion_limit, at_most=True),
             how=(
                 f"a served map of {windows}, client to client, over {evaluations} forwards of the same "
@@ -95,23 +125,11 @@ class _Bench:
             SUITE,
             f"first_tile_patch_{case.patch}",
             self._model,
-            [done.first_tile / least for done, (_, least, _) in rounds],
+            [done.first_tile / least for done, (_, least) in rounds],
             target=self._target(FIRST_TILE),
             how=f"the first values of the same maps, over a forward of one image and one of {chunk}",
             detail={"chunk": chunk, "seconds": rounded(median(done.first_tile for done, _ in rounds))},
         )
-        if case.notebook:
-            yield self._compared(
-                f"notebook_loop_patch_{case.patch}",
-                [loop.times(evaluations) for _, (_, _, loop) in rounds if loop],
-                maps,
-                target=NOTEBOOK,
-                how=(
-                    f"model.predict for the image and each of {windows}, extrapolated from "
-                    f"{scale.notebook_windows} randomly chosen windows a round, over the same served maps; "
-                    "both on one core"
-                ),
-            )
 
     def gradient(self) -> Figure:
         """Return what one caller's gradient maps cost."""
@@ -145,41 +163,6 @@ class _Bench:
             ),
         )
 
-    def beside(self) -> Figure:
-        """Return how long a gradient takes while another caller's occlusion goes on."""
-        count = self._scale.latencies
-        images = [self._images[each % len(self._images)] for each in range(count)]
-
-        def served() -> tuple[float, list[float]]:
-            alone = self._alone().seconds
-            pause = 2 * alone
-            return alone, self._served.gradients_beside_occlusion(self._model, images, BESIDE_PATCH, pause)
-
-        rounds = alternate(
-            self._scale.rounds,
-            served,
-            lambda: self._forward(self._chunk, self._scale.seconds).seconds * self._chunk,
-        )
-        return measured(
-            SUITE,
-            "gradient_beside_occlusion_p95",
-            self._model,
-            [latency / (alone + chunk) for (alone, latencies), chunk in rounds for latency in latencies],
-            quantile=TAIL,
-            target=self._target(BESIDE),
-            how=(
-                "a gradient map while another caller's long occlusion goes on, 95th percentile, over a raw "
-                f"forward of {self._chunk} and the time of a gradient map on an idle server"
-            ),
-            detail={
-                "chunk": self._chunk,
-                "chunk_seconds": rounded(median(chunk for _, chunk in rounds)),
-                "alone_seconds": rounded(median(alone for (alone, _), _ in rounds)),
-                "seconds": rounded(fmean(latency for (_, found), _ in rounds for latency in found)),
-                "rounds": self._scale.rounds,
-            },
-        )
-
     def _compared(
         self,
         name: str,
@@ -190,23 +173,7 @@ class _Bench:
         target: Target | None,
         detail: Detail | None = None,
     ) -> Figure:
-        """Return a figure whose samples are the costs over the others', round by round."""
-        pairs = list(zip(costs, others, strict=True))
-        processor = processor_ratio(pairs)
-        return measured(
-            SUITE,
-            name,
-            self._model,
-            ratios(pairs),
-            how=how,
-            target=target,
-            detail={
-                **(detail or {}),
-                "processor_ratio": None if processor is None else rounded(processor),
-                "seconds": rounded(median(each.seconds for each in costs)),
-                "seconds_of_the_other": rounded(median(each.seconds for each in others)),
-            },
-        )
+        return compared(SUITE, name, self._model, costs, others, how=how, target=target, detail=detail)
 
     def _target(self, target: Target) -> Target | None:
         return target if self._case.judged else None
@@ -221,21 +188,12 @@ class _Bench:
         return self._raw.call(Raw.gradient, self._model, batch, seconds)
 
     def _warm_up(self) -> None:
-        """Let every function run once, and make sure that the notebook's loop runs the same network."""
+        """Let every function run once."""
         image = self._images[0]
-        height, width, _ = image.shape
-        index, ours = self._served.occlusion(self._model, image, (height, width)).answer
+        self._served.occlusion(self._model, image, image.shape[:2])
         self._served.gradients(self._model, self._images, 0.0)
         self._raw_gradient(1, 0.0)
         self._forward(self._chunk, 0.0)
-        if not self._case.notebook:
-            return
-        theirs = self._raw.call(Raw.answer, self._model, image)[index]
-        if not np.isclose(ours, theirs, rtol=1e-3):
-            raise RuntimeError(
-                f"{self._model} answers {ours:g} when served and {theirs:g} as a Keras model: delete "
-                "build/benchmark-models, which another version of Keras has written"
-            )
 
 
 def _unzipped(rounds: Sequence[tuple[Cost, Cost]]) -> tuple[list[Cost], list[Cost]]:

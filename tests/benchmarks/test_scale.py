@@ -37,9 +37,10 @@ def test_single_images_are_measured(scale: Scale) -> None:
 
 def test_no_two_cases_give_a_figure_of_the_same_name(scale: Scale) -> None:
     assert len({(case.model, case.patch) for case in scale.cases}) == len(scale.cases)
-    assert all(
-        sum(case.gradients for case in scale.cases if case.model == model) <= 1 for model in scale.models
-    )
+    for model in scale.models:
+        cases = [case for case in scale.cases if case.model == model]
+        assert sum(case.gradients for case in cases) <= 1
+        assert sum(case.callers for case in cases) <= 1
 
 
 def test_a_model_with_two_cases_counts_once() -> None:
@@ -51,6 +52,18 @@ def test_a_model_with_two_cases_counts_once() -> None:
 def test_unknown_models_are_refused() -> None:
     with pytest.raises(LookupError, match="there is no model 'nothing'"):
         find("nothing")
+
+
+def test_targets_of_the_incremental_occlusions_are_for_windows_of_16_pixels(scale: Scale) -> None:
+    for case in scale.cases:
+        assert case.incremental_limit is None or (case.incremental and case.patch == 16)
+
+
+def test_the_model_that_is_loaded_beside_another_is_made_here() -> None:
+    assert FULL.loading is not None
+    assert QUICK.loading is None
+    assert set(FULL.loading) <= set(APPLICATIONS)
+    assert FULL.loading[0] in FULL.models
 
 
 def test_configuration_of_the_models_made_here_is_one_that_the_server_reads() -> None:

@@ -23,7 +23,7 @@ from vitrail_server.explainers.question import Limits
 from vitrail_server.inference.warmup import warm_up
 from vitrail_server.logs import log_explanation, log_inference
 from vitrail_server.metrics import Metrics
-from vitrail_server.repository.completion import complete, served_signature
+from vitrail_server.repository.completion import served
 from vitrail_server.repository.control import Control
 from vitrail_server.repository.lifecycle import UNLOADED, Lanes
 from vitrail_server.repository.manager import Manager
@@ -312,10 +312,7 @@ class _TensorFlowLoader:
             name=source.name,
             version=source.version,
             path=source.saved_model,
-            complete=lambda signature: (
-                served_signature(source.config, signature),
-                complete(source.config, signature, settings.default_max_batch_size),
-            ),
+            complete=partial(served, source.config, default_max_batch_size=settings.default_max_batch_size),
             run=self._device.call,
         )
         try:

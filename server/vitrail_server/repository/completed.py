@@ -24,6 +24,8 @@ def completed_config(source: ModelSource, description: Description) -> triton.Mo
     batched = settings.max_request_batch > 0
     _complete_inputs(message, signature.inputs.values(), batched=batched)
     _complete_outputs(message, signature.outputs.values(), batched=batched)
+    for index, group in enumerate(message.instance_group):
+        group.name, group.count = group.name or f"{description.name}_{index}", group.count or 1
     if settings.batching is not None:
         message.dynamic_batching.SetInParent()
     for key, text in _parameters(description).items():

@@ -71,6 +71,21 @@ def complete(
     )
 
 
+def served(
+    config: ModelConfig, signature: Signature, default_max_batch_size: int = DEFAULT_MAX_BATCH_SIZE
+) -> tuple[Signature, ModelSettings]:
+    """Return the part of the signature that is served, and what `complete` returns.
+
+    Raises:
+        InvalidArgument: as `complete`.
+        FailedPrecondition: as `complete`.
+
+    """
+    # First the settings: they find out whether the outputs that are listed are there.
+    settings = complete(config, signature, default_max_batch_size)
+    return served_signature(config, signature), settings
+
+
 def served_signature(config: ModelConfig, signature: Signature) -> Signature:
     """Return the signature with the outputs that the configuration lists; with all if it lists none."""
     names = [output.name for output in config.outputs] or list(signature.outputs)

@@ -105,6 +105,13 @@ class DeviceEvents(Protocol):
         """Report how many Runs have rows that wait, and how many batches the device has before it."""
 
 
+class CacheEvents(Protocol):
+    """What is reported of the activations that are kept of clean images."""
+
+    def incremental_caches(self, size: int) -> None:
+        """Report how many bytes are set aside for them."""
+
+
 class ExplanationEvents(Protocol):
     """What the explanation service reports."""
 

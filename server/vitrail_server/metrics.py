@@ -143,6 +143,10 @@ class Metrics:
         self._batches = self._gauge(
             "vitrail_batches_in_flight", "Batches that the device computes or has before it."
         )
+        self._incremental_caches = self._gauge(
+            "vitrail_incremental_cache_bytes",
+            "Memory set aside for the activations of clean images, in explanations computed incrementally.",
+        )
         self._batch_rows = self._histogram(
             "vitrail_batch_rows", "Rows in one batch, without padding.", PROGRAM, ROWS
         )
@@ -307,6 +311,10 @@ class Metrics:
         """Show what waits for the device, and what it has before it."""
         self._queue_depth.set(waiting)
         self._batches.set(batches)
+
+    def incremental_caches(self, size: int) -> None:
+        """Show the bytes set aside for activations of clean images."""
+        self._incremental_caches.set(size)
 
     def model_state(self, name: str, version: int, state: State, reason: str) -> None:  # noqa: ARG002 - not a label
         """Show the state that a version entered; of one that has ended, only that it failed to load."""

@@ -16,6 +16,7 @@ Task = Literal["CLASSIFICATION", "REGRESSION"]
 Resize = Literal["STRETCH", "CENTER_CROP"]
 InstanceKind = Literal["AUTO", "CPU", "GPU"]
 TimeoutAction = Literal["REJECT", "DELAY"]
+Incremental = Literal["AUTO", "OFF"]
 ImageSize = tuple[int, int]
 """(height, width) in pixels."""
 
@@ -123,6 +124,8 @@ class ModelSettings:
     """The names of an output's elements, by output."""
     max_batch_size: int | None = None
     """The largest batch the model may run. None: no limit."""
+    incremental: Incremental = "AUTO"
+    """Whether occlusions may be computed incrementally where that pays."""
     max_request_batch: int = 0
     """The largest batch of one inference request. 0: the tensors of a request have no batch dimension beside
     those of the signature."""
@@ -130,6 +133,18 @@ class ModelSettings:
     """How inference requests are batched. None: each runs by itself."""
     instances: tuple[InstanceGroup, ...] = ()
     """Where the model is to run; none: the server chooses."""
+
+
+@dataclass(frozen=True, slots=True)
+class WindowGrid:
+    """The windows of an occlusion: where they start and stop, along the rows and the columns of the image."""
+
+    rows: tuple[tuple[int, ...], tuple[int, ...]]
+    """The first row of each window, and one past the last."""
+    columns: tuple[tuple[int, ...], tuple[int, ...]]
+
+    def __len__(self) -> int:
+        return len(self.rows[0]) * len(self.columns[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +168,8 @@ class Capabilities:
     """Why occlusion maps would be meaningless."""
     frozen_reason: str = ""
     """Why forwards do not run on a frozen graph."""
+    incremental_reason: str = ""
+    """Why occlusions with windows of an ordinary size are computed in full."""
     batch_dependent: bool = False
     non_deterministic: bool = False
     fixed_batch_size: int | None = None
@@ -223,6 +240,13 @@ class Program(Protocol):
         """Halve the batch size after running out of memory; False if it is 1, or fixed, already."""
 
 
+class OwnProgram(Program, Protocol):
+    """A program for one explanation alone, which keeps something of its image."""
+
+    def close(self) -> None:
+        """Let that go; called once the explanation has no rows at the device any more."""
+
+
 class Servable(Protocol):
     """One loaded version. Whoever uses it holds a handle (repository/manager.py)."""
 
@@ -230,6 +254,12 @@ class Servable(Protocol):
 
     def program(self, kind: Kind, image_size: ImageSize) -> Program:
         """Return the program that explains images of one of the sizes served; the same object every time."""
+
+    def incremental(self, image_size: ImageSize, grid: WindowGrid) -> "OwnProgram | None":
+        """Return a program for one occlusion with these windows, to be closed after it. None: in full.
+
+        Called when an explanation begins, whose execution is fixed from then on.
+        """
 
     def predictor(self, rows: PredictRows) -> Program:
         """Return the program for an inference; rows of the same shapes share one, and so their batches.

@@ -49,6 +49,7 @@ from vitrail_server.rpc.tls import server_credentials
 from vitrail_server.rpc.tokens import read_tokens
 from vitrail_server.runtime.device import Device
 from vitrail_server.runtime.lane import Lane
+from vitrail_server.savedmodel.incremental.budget import CacheBudget
 from vitrail_server.servable import Servable
 from vitrail_server.settings import Settings
 
@@ -92,13 +93,15 @@ class Server:
             Lane("repository"),
             Lane("decoding"),
         )
+        self._planning = Lane("planning")
+        caches = CacheBudget(settings.incremental_cache_bytes, self._metrics)
         self._admission = Admission(
             settings.max_explanations, settings.max_inferences, settings.max_upload_bytes
         )
         self._polling: asyncio.Task[None] | None = None
         self.manager = Manager(
             Repositories(settings.model_repository, settings.model_config_name or ""),
-            self._loader or _TensorFlowLoader(settings, self._device),
+            self._loader or _TensorFlowLoader(settings, self._device, self._planning, caches),
             Lanes(loading=self._loading, repository=self._repository),
             _Reports(self._metrics, self._health),
             Control(settings.model_control_mode, settings.load_model),
@@ -129,6 +132,7 @@ class Server:
         await self.manager.close()
         self._device.close()
         self._loading.close()
+        self._planning.close()
         self._repository.close()
         self._decoding.close()
         self._metrics.close()
@@ -294,8 +298,10 @@ class _Reports:
 class _TensorFlowLoader:
     """Loads versions with TensorFlow, which is imported when the first one is: the ports are open by then."""
 
-    def __init__(self, settings: Settings, device: Device) -> None:
+    def __init__(self, settings: Settings, device: Device, planning: Lane, caches: CacheBudget) -> None:
         self._settings = settings
+        self._planning = planning
+        self._caches = caches
         self._device = device
 
     def load(self, source: VersionSource) -> Servable:
@@ -306,7 +312,10 @@ class _TensorFlowLoader:
         settings = self._settings
         configure(settings.intra_op_threads, settings.inter_op_threads)
         loader = SavedModelLoader(
-            time_slice=settings.time_slice_secs, batch_bytes=settings.batch_memory_bytes
+            time_slice=settings.time_slice_secs,
+            batch_bytes=settings.batch_memory_bytes,
+            background=self._planning.submit,
+            caches=self._caches,
         )
         servable = loader.load(
             name=source.name,

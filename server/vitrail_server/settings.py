@@ -82,6 +82,11 @@ class Settings:
     batch_memory_bytes: Annotated[
         int, "the most memory that one batch may take, by estimate, activations included", Between(1, 1 << 62)
     ] = 1 << 30
+    incremental_cache_bytes: Annotated[
+        int,
+        "the most memory for activations of explanations that are computed incrementally; others run in full",
+        Between(0, 1 << 62),
+    ] = 1 << 30
     intra_op_threads: Annotated[
         int, "TensorFlow's threads within one operation; 0 lets it choose", Between(0, 1024)
     ] = 0

@@ -29,7 +29,7 @@ from vitrail_server.repository.source import VersionSource
 from vitrail_server.savedmodel.predict import Predictors
 from vitrail_server.savedmodel.programs import ForwardFunction
 from vitrail_server.savedmodel.rows import Arrays
-from vitrail_server.servable import Description, ImageSize, Program
+from vitrail_server.servable import Description, ImageSize, OwnProgram, Program, WindowGrid
 from vitrail_server.server import Server
 from vitrail_server.settings import Settings
 from vitrail_server.work import Kind, PredictRows, Result, Rows, Subject
@@ -155,6 +155,9 @@ class FakeServable:
     def program(self, kind: Kind, image_size: ImageSize) -> GatedProgram:
         assert image_size in self.description.image_sizes
         return self.programs[kind]
+
+    def incremental(self, image_size: ImageSize, grid: WindowGrid) -> OwnProgram | None:
+        return None
 
     def predictor(self, rows: PredictRows) -> Program:
         described = self.description

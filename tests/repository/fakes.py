@@ -16,9 +16,11 @@ from vitrail_server.servable import (
     Description,
     ImageSize,
     ModelSettings,
+    OwnProgram,
     Program,
     Signature,
     TensorSpec,
+    WindowGrid,
 )
 from vitrail_server.work import Kind, PredictRows
 
@@ -80,6 +82,9 @@ class FakeServable:
         self._closing_error = closing_error
 
     def program(self, kind: Kind, image_size: ImageSize) -> Program:
+        raise AssertionError("nothing is computed here")
+
+    def incremental(self, image_size: ImageSize, grid: WindowGrid) -> OwnProgram | None:
         raise AssertionError("nothing is computed here")
 
     def predictor(self, rows: PredictRows) -> Program:

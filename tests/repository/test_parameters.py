@@ -30,6 +30,7 @@ def test_every_key() -> None:
             "vitrail.image_sizes": "224x224, 192x256, 224x224",
             "vitrail.fill": "0.5,-1,2e-1",
             "vitrail.version_labels": "stable=3, canary = 4,last good=3",
+            "vitrail.incremental": "OFF",
             "vitrail.build_command": "scripts/models efficientnet_lite0",
         }
     )
@@ -42,6 +43,7 @@ def test_every_key() -> None:
         image_sizes=((224, 224), (192, 256)),
         fill=(0.5, -1.0, 0.2),
         version_labels={"stable": 3, "canary": 4, "last good": 3},
+        incremental="OFF",
         build_command="scripts/models efficientnet_lite0",
     )
 
@@ -59,6 +61,7 @@ LABELS = "labels LABEL=VERSION, separated by commas, for example stable=3,canary
         ("task", "classification", "CLASSIFICATION or REGRESSION"),
         ("task", "", "CLASSIFICATION or REGRESSION"),
         ("image_resize", "FIT", "STRETCH or CENTER_CROP"),
+        ("incremental", "ON", "AUTO or OFF"),
         ("image_input", "", ONE_LINE),
         ("build_command", "make\nrm", ONE_LINE),
         ("fill", "gray", NUMBERS),
@@ -88,14 +91,14 @@ def test_a_malformed_value_is_refused_with_what_it_must_be(key: str, text: str, 
     assert caught.value.field == f'parameters["vitrail.{key}"]'
 
 
-@pytest.mark.parametrize("key", ["vitrail.precision", "vitrail.incremental", "vitrail.Fill", "vitrail."])
+@pytest.mark.parametrize("key", ["vitrail.precision", "vitrail.Incremental", "vitrail.Fill", "vitrail."])
 def test_an_unknown_key_of_ours_is_refused_with_those_known(key: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         read_parameters({key: "x"})
     assert caught.value.message == (
         f"unknown parameter '{key}'; known are: vitrail.task, vitrail.image_input, vitrail.image_range, "
         "vitrail.image_resize, vitrail.image_sizes, vitrail.fill, vitrail.version_labels, "
-        "vitrail.build_command"
+        "vitrail.incremental, vitrail.build_command"
     )
     assert caught.value.field == f'parameters["{key}"]'
 

@@ -53,7 +53,9 @@ async def test_a_model_is_described(zoo: Served) -> None:
     ]
     assert version.image_input == "image"
     assert version.task == pb.ModelVersion.TASK_CLASSIFICATION
-    assert version.capabilities == pb.Capabilities(gradient=True, occlusion=True, frozen=True)
+    assert version.capabilities == pb.Capabilities(
+        gradient=True, occlusion=True, frozen=True, incremental=True
+    )
 
 
 async def test_versions_come_lowest_first_with_their_labels(zoo: Served) -> None:
@@ -81,6 +83,7 @@ async def test_a_version_says_what_it_cannot_do(zoo: Served) -> None:
     assert version.capabilities == pb.Capabilities(
         gradient_reason="no gradient passes ArgMax: export the scores before it",
         occlusion_reason="answers depend on the other images of a batch",
+        incremental_reason="a window needs only 1.04 times fewer multiplications",
         frozen=True,
     )
 
@@ -91,7 +94,7 @@ async def test_a_version_without_an_image_says_so(zoo: Served) -> None:
     assert version.state == State.STATE_AVAILABLE
     assert version.image_input == ""
     assert version.capabilities == pb.Capabilities(
-        gradient_reason=NO_IMAGE, occlusion_reason=NO_IMAGE, frozen=True
+        gradient_reason=NO_IMAGE, occlusion_reason=NO_IMAGE, incremental_reason=NO_IMAGE, frozen=True
     )
 
 

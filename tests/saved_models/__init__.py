@@ -83,6 +83,23 @@ def convolutional(path: Path, size: tuple[int | None, int | None] = (12, 10)) ->
     save(path, predict, (None, *size, 3), variables=(first, second, head))
 
 
+def local(path: Path, whole_from_the_start: bool = False) -> None:
+    """Six convolutions of a 64 x 64 image, none of which looks far: `probabilities` (N, 5).
+
+    `whole_from_the_start` transposes the image first, which spoils that.
+    """
+    kernels = [tf.Variable(numbers(3, 3, 3 if n == 0 else 24, 24, seed=n) / 12) for n in range(6)]
+    head = tf.Variable(numbers(24, 5, seed=9) * 4)
+
+    def predict(image: Tensor) -> dict[str, Tensor]:
+        x = (tf.transpose(image, [0, 2, 1, 3]) if whole_from_the_start else image) / 128 - 1
+        for kernel in kernels:
+            x = tf.nn.relu(tf.nn.conv2d(x, kernel, 1, "SAME"))
+        return {"probabilities": tf.nn.softmax(tf.reduce_mean(x, [1, 2]) @ head)}
+
+    save(path, predict, (None, 64, 64, 3), variables=(*kernels, head))
+
+
 def convolutional_without_edge(path: Path) -> None:
     """One convolution of 3 x 3 without padding: any image of 3 x 3 or more."""
     kernel = tf.constant(numbers(3, 3, 3, 2))

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import pytest
 
 import saved_models
+from vitrail_server.savedmodel.incremental.budget import CacheBudget
 from vitrail_server.savedmodel.loader import SavedModelLoader
 from vitrail_server.savedmodel.probe import Run
 from vitrail_server.servable import ModelSettings, Servable
@@ -96,10 +97,29 @@ def load(device: DeviceThread) -> Load:
     return load_once
 
 
+def loader_of(**settings: Any) -> SavedModelLoader:
+    """Return a loader that makes plans of incremental occlusions at once, and keeps little for them."""
+
+    def at_once(prepare: Callable[[], None]) -> None:
+        prepare()
+
+    return SavedModelLoader(**{"background": at_once, "caches": CacheBudget(1 << 24, Caches()), **settings})
+
+
+class Caches:
+    """Counts what is set aside for activations."""
+
+    def __init__(self) -> None:
+        self.sizes = [0]
+
+    def incremental_caches(self, size: int) -> None:
+        self.sizes.append(size)
+
+
 def load_model(path: Path, run: Run, **settings: Any) -> Servable:
     """Load a model by a clock on which every batch takes as long, so that memory alone bounds its size."""
     ticks = count()
-    loader = SavedModelLoader(time_slice=1000, batch_bytes=1 << 18, clock=lambda: float(next(ticks)))
+    loader = loader_of(time_slice=1000, batch_bytes=1 << 18, clock=lambda: float(next(ticks)))
     return loader.load(
         name="tested",
         version=3,

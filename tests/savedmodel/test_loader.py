@@ -14,12 +14,11 @@ import tensorflow as tf
 from tensorflow.python.framework import func_graph
 
 from saved_models import IMAGE, SUMS, numbers
-from savedmodel.conftest import DeviceThread, Load, Saved, load_model
+from savedmodel.conftest import DeviceThread, Load, Saved, load_model, loader_of
 from vitrail.errors import FailedPrecondition
 from vitrail_server.savedmodel import freeze, functions, warm
 from vitrail_server.savedmodel.flat import FlatGraph
 from vitrail_server.savedmodel.flatten import NotFlat
-from vitrail_server.savedmodel.loader import SavedModelLoader
 from vitrail_server.savedmodel.memory import release_memory
 from vitrail_server.savedmodel.programs import Derivatives
 from vitrail_server.servable import Capabilities, ModelSettings, Servable, Signature
@@ -238,7 +237,9 @@ def test_a_model_without_an_image_is_loaded(saved: Saved, load: Load) -> None:
     settings = {"image_input": None, "image_reason": "there is none"}
     description = load(saved("sums_and_differences"), **settings).description
     assert sorted(description.signature.inputs) == ["INPUT0", "INPUT1"]
-    assert description.capabilities == Capabilities("there is none", "there is none")
+    assert description.capabilities == Capabilities(
+        "there is none", "there is none", incremental_reason="there is none"
+    )
     assert description.task == "REGRESSION"
     labelled = load(saved("sums_and_differences"), labels={"OUTPUT0": ("a",) * 16}, **settings)
     assert labelled.description.task == "CLASSIFICATION"
@@ -265,7 +266,7 @@ def test_memory_bounds_the_batch(saved: Saved, device: DeviceThread) -> None:
     bounded = load_model(saved("convolutional"), device.run)
     sizes = {each.kind: each.batch_size for each in capabilities(bounded).batch_sizes}
     assert sizes == {Kind.FORWARD: 16, Kind.GRADIENT: 8}
-    model = SavedModelLoader(time_slice=1000, batch_bytes=1).load(
+    model = loader_of(time_slice=1000, batch_bytes=1).load(
         name="small",
         version=1,
         path=saved("sigmoid"),
@@ -385,7 +386,7 @@ def test_what_the_settings_refuse_is_not_loaded(saved: Saved, device: DeviceThre
         raise FailedPrecondition("it does not fit the signature")
 
     with pytest.raises(FailedPrecondition, match="does not fit"):
-        SavedModelLoader(time_slice=1, batch_bytes=1 << 20).load(
+        loader_of(time_slice=1, batch_bytes=1 << 20).load(
             name="refused", version=1, path=saved("sigmoid"), complete=refuse, run=device.run
         )
 
@@ -439,7 +440,8 @@ def test_a_model_from_tensorflow_1_can_do_everything(saved: Saved, load: Load) -
     model = load(saved("tensorflow_1"), image_input="image:0")
     image = numbers(*IMAGE, seed=3)
     found = capabilities(model)
-    assert found == Capabilities(batch_sizes=found.batch_sizes)
+    assert "(Shape) needs its whole input" in found.incremental_reason
+    assert found == Capabilities(batch_sizes=found.batch_sizes, incremental_reason=found.incremental_reason)
     np.testing.assert_allclose(answer(model, image, "a/y"), np.tensordot(image, SUMS, 3), rtol=1e-5)
     np.testing.assert_allclose(differentiate(model, image, "a/y")[0], SUMS[..., 0], rtol=1e-6)
 

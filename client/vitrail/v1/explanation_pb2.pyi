@@ -971,6 +971,10 @@ class Plan(_message.Message):
         EXECUTION_UNSPECIFIED: Plan._Execution.ValueType  # 0
         EXECUTION_FULL: Plan._Execution.ValueType  # 1
         """Each evaluation runs the whole model."""
+        EXECUTION_INCREMENTAL: Plan._Execution.ValueType  # 2
+        """Each evaluation computes only what its window can change, from the activations of the whole
+        image. The same values, up to rounding.
+        """
 
     class Execution(_Execution, metaclass=_ExecutionEnumTypeWrapper):
         """How the evaluations are computed."""
@@ -978,6 +982,10 @@ class Plan(_message.Message):
     EXECUTION_UNSPECIFIED: Plan.Execution.ValueType  # 0
     EXECUTION_FULL: Plan.Execution.ValueType  # 1
     """Each evaluation runs the whole model."""
+    EXECUTION_INCREMENTAL: Plan.Execution.ValueType  # 2
+    """Each evaluation computes only what its window can change, from the activations of the whole
+    image. The same values, up to rounding.
+    """
 
     MODEL_NAME_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int

@@ -301,6 +301,8 @@ class Capabilities(_message.Message):
     BATCH_SIZES_FIELD_NUMBER: _builtins.int
     FROZEN_FIELD_NUMBER: _builtins.int
     FROZEN_REASON_FIELD_NUMBER: _builtins.int
+    INCREMENTAL_FIELD_NUMBER: _builtins.int
+    INCREMENTAL_REASON_FIELD_NUMBER: _builtins.int
     gradient: _builtins.bool
     """Whether the gradient of the outputs with respect to the image exists."""
     gradient_reason: _builtins.str
@@ -320,6 +322,12 @@ class Capabilities(_message.Message):
     frozen: _builtins.bool
     """Forwards run on a frozen copy of the graph; if not, `frozen_reason` says why."""
     frozen_reason: _builtins.str
+    incremental: _builtins.bool
+    """Whether occlusions may be computed incrementally, judged by windows of a fourteenth of the image.
+    Each plan says what was chosen for it: the first explanation with new windows is computed in full.
+    """
+    incremental_reason: _builtins.str
+    """Why not. Empty if they may."""
     @_builtins.property
     def batch_sizes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChosenBatchSize]:
         """The batch sizes that were measured and chosen, per image size."""
@@ -337,10 +345,12 @@ class Capabilities(_message.Message):
         batch_sizes: _abc.Iterable[Global___ChosenBatchSize] | None = ...,
         frozen: _builtins.bool = ...,
         frozen_reason: _builtins.str = ...,
+        incremental: _builtins.bool = ...,
+        incremental_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_fixed_batch_size", b"_fixed_batch_size", "fixed_batch_size", b"fixed_batch_size"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fixed_batch_size", b"_fixed_batch_size", "batch_dependent", b"batch_dependent", "batch_sizes", b"batch_sizes", "fixed_batch_size", b"fixed_batch_size", "frozen", b"frozen", "frozen_reason", b"frozen_reason", "gradient", b"gradient", "gradient_reason", b"gradient_reason", "non_deterministic", b"non_deterministic", "occlusion", b"occlusion", "occlusion_reason", b"occlusion_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fixed_batch_size", b"_fixed_batch_size", "batch_dependent", b"batch_dependent", "batch_sizes", b"batch_sizes", "fixed_batch_size", b"fixed_batch_size", "frozen", b"frozen", "frozen_reason", b"frozen_reason", "gradient", b"gradient", "gradient_reason", b"gradient_reason", "incremental", b"incremental", "incremental_reason", b"incremental_reason", "non_deterministic", b"non_deterministic", "occlusion", b"occlusion", "occlusion_reason", b"occlusion_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__fixed_batch_size: _TypeAlias = _typing.Literal["fixed_batch_size"]  # noqa: Y015
     _WhichOneofArgType__fixed_batch_size: _TypeAlias = _typing.Literal["_fixed_batch_size", b"_fixed_batch_size"]  # noqa: Y015

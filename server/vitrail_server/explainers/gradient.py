@@ -47,6 +47,7 @@ class GradientRun:
     """
 
     kind = Kind.GRADIENT
+    grid = None
 
     def __init__(self, question: Question, parameters: GradientParameters) -> None:
         if question.description.capabilities.gradient_reason:

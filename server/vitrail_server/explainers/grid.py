@@ -30,6 +30,11 @@ class Windows:
     def __len__(self) -> int:
         return len(self.starts)
 
+    @property
+    def edges(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Starts and stops."""
+        return tuple(self.starts.tolist()), tuple(self.stops.tolist())
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cells:

@@ -30,7 +30,7 @@ from vitrail_server.explainers.notes import map_notes, plan_notes
 from vitrail_server.explainers.objectives import score, window_scores
 from vitrail_server.explainers.question import Question, resolved_targets, targets_of, values_of
 from vitrail_server.explainers.run import Diagnostics, Nothing, Plan, Summary, Tile, Work
-from vitrail_server.servable import ImageSize
+from vitrail_server.servable import ImageSize, WindowGrid
 from vitrail_server.work import Kind, OccludeRows, Result, Subject
 
 Resolution = Literal["PIXELS", "WINDOWS"]
@@ -92,6 +92,7 @@ class OcclusionRun:
         )
         self._rows, self._columns = rows, columns
         self._window_count = len(rows) * len(columns)
+        self.grid = WindowGrid(rows.edges, columns.edges)
         cells = pixel_cells if parameters.resolution == "PIXELS" else window_cells
         self._mosaic = Mosaic(cells(rows), cells(columns), parameters.order, self._targets.count)
         self.map_shape = (self._targets.count, *self._mosaic.map_size)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrail.errors import VitrailError
-from vitrail_server.servable import ImageSize
+from vitrail_server.servable import ImageSize, WindowGrid
 from vitrail_server.work import Kind, Objective, Result, Rows
 
 
@@ -182,6 +182,10 @@ class Explanation(Run, Protocol):
     @property
     def image_size(self) -> ImageSize:
         """The size of its image, which with `kind` names the Program."""
+
+    @property
+    def grid(self) -> WindowGrid | None:
+        """The windows that it hides in turn; None if it hides none."""
 
     @property
     def map_shape(self) -> tuple[int, ...]:

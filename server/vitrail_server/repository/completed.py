@@ -62,6 +62,7 @@ def _parameters(description: Description) -> dict[str, str]:
         "image_input": settings.image_input,
         "image_range": _numbers(settings.image_range),
         "image_resize": settings.image_resize,
+        "incremental": settings.incremental,
         "fill": _numbers(settings.fill),
     }
     if settings.image_sizes:

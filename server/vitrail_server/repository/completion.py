@@ -66,6 +66,7 @@ def complete(
         image_input=image.name,
         image_range=_fitting("image_range", ours.image_range or settings.image_range, image),
         image_resize=ours.image_resize or settings.image_resize,
+        incremental=ours.incremental,
         image_sizes=sizes,
         fill=_fill(ours.fill or settings.fill, image),
     )

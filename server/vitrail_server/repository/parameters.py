@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import TypeVar, get_args
 
 from vitrail.errors import InvalidArgument
-from vitrail_server.servable import ImageSize, Resize, Task
+from vitrail_server.servable import ImageSize, Incremental, Resize, Task
 from vitrail_server.wording import listed, quoted
 
 T = TypeVar("T")
@@ -20,6 +20,7 @@ T = TypeVar("T")
 PREFIX = "vitrail."
 TASKS: tuple[Task, ...] = get_args(Task)
 RESIZES: tuple[Resize, ...] = get_args(Resize)
+INCREMENTAL: tuple[Incremental, ...] = get_args(Incremental)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,8 @@ class Parameters:
     """What a hidden pixel shows unless the request says otherwise: one value, or one per channel."""
     version_labels: Mapping[str, int] = field(default_factory=dict)
     """The versions that labels name, for example ``stable=3,canary=4``."""
+    incremental: Incremental = "AUTO"
+    """AUTO: occlusions are computed incrementally where that pays; OFF: never."""
     build_command: str = ""
     """The command that makes the model, named where no version of it is there."""
 
@@ -85,6 +88,7 @@ def read_parameters(parameters: Mapping[str, str]) -> tuple[Parameters, tuple[st
         image_sizes=read("image_sizes", _sizes, ()),
         fill=read("fill", _numbers, ()),
         version_labels=read("version_labels", _labels, {}),
+        incremental=read("incremental", _one_of(INCREMENTAL), "AUTO"),
         build_command=read("build_command", _text, ""),
     )
     return ours, _notes(parameters)

@@ -5,7 +5,7 @@ anything large is allocated.
 """
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
@@ -36,6 +36,9 @@ MAX_LABEL = 256
 
 Enum = Any
 """A generated enum: its stubs know each one by its own type only."""
+
+Execution = Literal["FULL", "INCREMENTAL"]
+"""How the evaluations of an explanation are computed; named as on the wire."""
 
 METHODS = {"gradient": pb.Gradient, "occlusion": pb.Occlusion}
 """The methods served, by their field in the request; the names are the metrics' label too."""
@@ -103,7 +106,12 @@ def seconds_of(duration: Duration) -> float:
 
 
 def plan_message(
-    plan: Plan, run: Explanation, description: Description, box: SourceBox, priority: int
+    plan: Plan,
+    run: Explanation,
+    description: Description,
+    box: SourceBox,
+    priority: int,
+    execution: Execution,
 ) -> pb.Plan:
     """Return the message of a plan: every value in it is the one really used."""
     message = pb.Plan(
@@ -119,7 +127,7 @@ def plan_message(
         ),
         map_shape=plan.map_shape,
         evaluations=plan.evaluations,
-        execution=pb.Plan.EXECUTION_FULL,
+        execution=pb.Plan.Execution.Value(f"EXECUTION_{execution}"),
         source_box=pb.SourceBox(top=box.top, left=box.left, height=box.height, width=box.width),
         warnings=[_warning(note) for note in plan.warnings],
         priority=priority,

@@ -98,4 +98,6 @@ def _capabilities(capabilities: Capabilities) -> pb.Capabilities:
         ],
         frozen=not capabilities.frozen_reason,
         frozen_reason=capabilities.frozen_reason,
+        incremental=not capabilities.incremental_reason,
+        incremental_reason=capabilities.incremental_reason,
     )

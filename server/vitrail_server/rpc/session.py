@@ -8,6 +8,7 @@ for a reader, and what a slow reader misses is merged.
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +53,7 @@ class _Started:
     box: SourceBox
     description: Description
     priority: int
+    execution: codec.Execution
     submission: Submission[Explanation]
 
 
@@ -97,6 +99,8 @@ class Session:
             spec.version if spec.HasField("version") else None,
             spec.version_label if spec.HasField("version_label") else None,
         )
+        held = ExitStack()
+        held.callback(handle.close)
         try:
             description = self._description = handle.servable.description
             self._method = codec.method_of(spec)
@@ -110,10 +114,13 @@ class Session:
             _check_map_size(run, max_map_bytes)
             self._submitted = time.monotonic()
             self._decode_seconds = self._submitted - began
+            own = handle.servable.incremental(run.image_size, run.grid) if run.grid is not None else None
+            if own is not None:
+                held.callback(own.close)
             submission = engine.device.submit(
                 run,
-                handle.servable.program(run.kind, run.image_size),
-                handle,
+                own or handle.servable.program(run.kind, run.image_size),
+                held,
                 self._on_change,
                 caller=self._caller.connection,
                 arrived=self._arrived,
@@ -121,9 +128,10 @@ class Session:
                 time_budget=budget,
             )
         except BaseException:
-            handle.close()
+            held.close()
             raise
-        self._started = _Started(run, box, description, priority, submission)
+        execution: codec.Execution = "FULL" if own is None else "INCREMENTAL"
+        self._started = _Started(run, box, description, priority, execution, submission)
         self._on_change()
 
     def messages(self) -> Iterator[Message]:
@@ -156,6 +164,7 @@ class Session:
                 self._started.description,
                 self._started.box,
                 self._started.priority,
+                self._started.execution,
             )
             yield self._plan
         for tile in submission.tiles():

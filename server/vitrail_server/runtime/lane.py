@@ -12,8 +12,8 @@ T = TypeVar("T")
 class Lane:
     """A thread of its own for one kind of blocking work, in order of arrival.
 
-    The server has three: the device computes, the loading lane loads and traces models, the decoding
-    lane reads images. None of them touches the state of the event loop.
+    The server has several: the device computes, the loading lane loads and traces models, the planning lane
+    traces plans, the decoding lane reads images. None of them touches the state of the event loop.
     """
 
     def __init__(self, name: str) -> None:

@@ -16,9 +16,14 @@ from vitrail.errors import FailedPrecondition
 from vitrail_server.savedmodel.freeze import freeze
 from vitrail_server.savedmodel.functions import Forward, trace_forward, zeros
 from vitrail_server.savedmodel.graph import SIGMOID, SOFTMAX, Graph
+from vitrail_server.savedmodel.incremental.budget import CacheBudget
+from vitrail_server.savedmodel.incremental.capability import reason_against, typical_reason
+from vitrail_server.savedmodel.incremental.graph import SizedGraph
+from vitrail_server.savedmodel.incremental.preparations import Background, PlannedModel, Preparations
+from vitrail_server.savedmodel.incremental.weights import Weights
 from vitrail_server.savedmodel.memory import release_memory
 from vitrail_server.savedmodel.predict import Predictors
-from vitrail_server.savedmodel.probe import Run, Sample, common_elements, find_gradient, observe
+from vitrail_server.savedmodel.probe import Behaviour, Run, Sample, common_elements, find_gradient, observe
 from vitrail_server.savedmodel.programs import Differentiate, Evaluate
 from vitrail_server.savedmodel.signature import (
     Exported,
@@ -35,10 +40,12 @@ from vitrail_server.servable import (
     Description,
     ImageSize,
     ModelSettings,
+    OwnProgram,
     Program,
     Servable,
     Signature,
     Task,
+    WindowGrid,
 )
 from vitrail_server.wording import reason_of
 from vitrail_server.work import Kind, PredictRows
@@ -57,8 +64,17 @@ class SavedModelLoader:
     """
 
     def __init__(
-        self, *, time_slice: float, batch_bytes: int, clock: Callable[[], float] = time.perf_counter
+        self,
+        *,
+        time_slice: float,
+        batch_bytes: int,
+        background: Background,
+        caches: CacheBudget,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        """Plans of incremental occlusions are made in the `background`, and keep what `caches` allow."""
+        self._background = background
+        self._caches = caches
         self._time_slice = time_slice
         self._batch_bytes = batch_bytes
         self._clock = clock
@@ -132,6 +148,9 @@ class SavedModelLoader:
                 tried = min(gradient.differentiable)
                 programs[Kind.GRADIENT, size] = bench.program(Differentiate(gradient), each, tried)
 
+        preparations, incremental_reason = self._incremental(
+            known, behaviour, forward, frozen_reason, tuple(elements), samples, programs, run
+        )
         producers = {name: graph.producer(place) for place, name in enumerate(forward.outputs)}
         description = replace(
             known,
@@ -142,6 +161,7 @@ class SavedModelLoader:
                 gradient_reason=gradient_reason,
                 occlusion_reason=behaviour.company_reason,
                 frozen_reason=frozen_reason,
+                incremental_reason=incremental_reason,
                 batch_dependent=behaviour.batch_dependent,
                 non_deterministic=behaviour.non_deterministic,
                 fixed_batch_size=behaviour.fixed_batch_size,
@@ -153,7 +173,49 @@ class SavedModelLoader:
         )
         served = tuple(signature.outputs)
         whole = forward if set(served) <= set(forward.outputs) else trace_forward(exported, served)
-        return LoadedModel(description, programs, _predictors(whole, description))
+        return LoadedModel(description, programs, _predictors(whole, description), preparations)
+
+    def _incremental(
+        self,
+        known: Description,
+        behaviour: Behaviour,
+        forward: Forward,
+        frozen_reason: str,
+        outputs: tuple[str, ...],
+        samples: Mapping[ImageSize, Sample],
+        programs: Mapping[tuple[Kind, ImageSize], Program],
+        run: Run,
+    ) -> tuple[Preparations | None, str]:
+        """Return where plans of incremental occlusions are made; or None, and why there are none."""
+        reason = reason_against(known.settings, behaviour, forward, frozen_reason)
+        if reason or forward.flat is None:
+            return None, reason
+        image = forward.flat.inputs[forward.inputs.index(known.image.name)]
+        try:
+            graphs = {size: SizedGraph(forward.flat, image, size) for size in samples}
+            reason = typical_reason(graphs)
+        except Exception as error:  # whatever it is, the full forward still works
+            log.exception("the graph of model %s could not be read for incremental occlusion", known.name)
+            return None, f"the graph could not be read: {reason_of(error)}"
+        model = PlannedModel(
+            graphs=graphs,
+            weights=Weights(forward.flat.constants, forward.held),
+            forward=forward,
+            inputs=forward.inputs,
+            outputs=forward.outputs,
+            explained=outputs,
+            samples=samples,
+            programs={size: programs[Kind.FORWARD, size] for size in samples},
+            max_batch_size=known.settings.max_batch_size,
+        )
+        return Preparations(
+            model,
+            run=run,
+            background=self._background,
+            budget=self._caches,
+            time_slice=self._time_slice,
+            clock=self._clock,
+        ), reason
 
     def _warm(self, forward: Forward, signature: Signature, run: Run) -> float:
         """Run one row of zeros, and return the seconds that it takes once it is warm; 0 if it fails."""
@@ -177,8 +239,10 @@ class LoadedModel:
         description: Description,
         programs: Mapping[tuple[Kind, ImageSize], Program],
         predictors: Predictors,
+        preparations: Preparations | None = None,
     ) -> None:
         self.description = description
+        self._preparations = preparations
         self._programs = dict(programs)
         self._predictors: Predictors | None = predictors
 
@@ -195,6 +259,10 @@ class LoadedModel:
             raise FailedPrecondition(self.description.capabilities.gradient_reason)
         return self._programs[kind, image_size]
 
+    def incremental(self, image_size: ImageSize, grid: WindowGrid) -> OwnProgram | None:
+        """Return a program for one occlusion with these windows; None: it runs in full."""
+        return None if self._preparations is None else self._preparations.program(image_size, grid)
+
     def predictor(self, rows: PredictRows) -> Program:
         """Return the program for an inference; rows of the same shapes get the same one."""
         if self._predictors is None:
@@ -206,6 +274,8 @@ class LoadedModel:
         """Give the memory back; called once, after the last handle is released."""
         self._programs.clear()
         self._predictors = None
+        if self._preparations is not None:
+            self._preparations.close()
         release_memory()
 
     def _image_size(self, rows: PredictRows) -> ImageSize | None:
@@ -229,7 +299,7 @@ def _unexplained(known: Description, settings: ModelSettings) -> Description:
         known,
         settings=settings,
         task=settings.task or ("CLASSIFICATION" if settings.labels else "REGRESSION"),
-        capabilities=Capabilities(gradient_reason=reason, occlusion_reason=reason),
+        capabilities=Capabilities(gradient_reason=reason, occlusion_reason=reason, incremental_reason=reason),
     )
 
 

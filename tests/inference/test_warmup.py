@@ -10,7 +10,7 @@ from fakes.runs import CostedProgram
 from vitrail.errors import FailedPrecondition, InvalidArgument
 from vitrail_server.inference.warmup import warm_up
 from vitrail_server.savedmodel.programs import predicted
-from vitrail_server.servable import Description, ImageSize, Program
+from vitrail_server.servable import Description, ImageSize, OwnProgram, Program, WindowGrid
 from vitrail_server.work import Kind, PredictRows, Result, Rows
 
 T = TypeVar("T")
@@ -43,6 +43,9 @@ class Warmed:
         self._program = program
 
     def program(self, kind: Kind, image_size: ImageSize) -> Program:
+        raise AssertionError("nothing is explained here")
+
+    def incremental(self, image_size: ImageSize, grid: WindowGrid) -> OwnProgram | None:
         raise AssertionError("nothing is explained here")
 
     def predictor(self, rows: PredictRows) -> Program:

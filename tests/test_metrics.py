@@ -154,7 +154,8 @@ def test_counters_of_a_version_begin_at_zero_for_every_outcome() -> None:
 
 def test_batches_are_counted_by_program() -> None:
     metrics = Metrics()
-    metrics.batch_executed(BatchExecuted(Kind.FORWARD, rows=5, size=8, seconds=0.25))
+    metrics.device_added("GPU:1")
+    metrics.batch_executed(BatchExecuted(Kind.FORWARD, rows=5, size=8, seconds=0.25, device="GPU:1"))
     metrics.batch_failed(Kind.FORWARD, out_of_memory=True)
     metrics.batch_failed(Kind.GRADIENT, out_of_memory=False)
     metrics.rows_dropped(Kind.FORWARD, 2)
@@ -165,7 +166,8 @@ def test_batches_are_counted_by_program() -> None:
     assert value(metrics, "vitrail_batch_rows_bucket", {**occlude, "le": "4.0"}) == 0
     assert value(metrics, "vitrail_batch_rows_bucket", {**occlude, "le": "8.0"}) == 1
     assert value(metrics, "vitrail_batch_padding_rows_total", occlude) == 3
-    assert value(metrics, "vitrail_batch_duration_seconds_sum", occlude) == 0.25
+    assert value(metrics, "vitrail_batch_duration_seconds_sum", {**occlude, "device": "GPU:1"}) == 0.25
+    assert value(metrics, "vitrail_batch_duration_seconds_count", {**gradient, "device": "GPU:1"}) == 0
     assert value(metrics, "vitrail_batch_dropped_rows_total", occlude) == 2
     assert value(metrics, "vitrail_batch_dropped_rows_total", gradient) == 0
     assert value(metrics, "vitrail_batch_failures_total", {**occlude, "reason": "out_of_memory"}) == 1

@@ -130,7 +130,9 @@ DEVICE = Section(
             "The part of the time that a device computes, and of its rows that are no padding.",
             "percentunit",
             {
-                "use {{instance}}": rate("vitrail_batch_duration_seconds_sum", SERVERS, "instance"),
+                "use {{instance}} {{device}}": rate(
+                    "vitrail_batch_duration_seconds_sum", SERVERS, "instance, device"
+                ),
                 "fill {{instance}}": share(
                     "vitrail_batch_rows_sum", "vitrail_batch_padding_rows_total", SERVERS, "instance"
                 ),

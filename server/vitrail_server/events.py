@@ -23,6 +23,8 @@ class BatchExecuted:
     size: int
     """The batch's size, padding included."""
     seconds: float
+    device: str = "CPU:0"
+    """TensorFlow's name of the device that computed it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,9 @@ class InferenceEnded:
 
 class DeviceEvents(Protocol):
     """What the device reports."""
+
+    def device_added(self, name: str) -> None:
+        """Report that a device will be used from now on, by TensorFlow's name."""
 
     def batch_executed(self, event: BatchExecuted) -> None:
         """Report one executed batch."""

@@ -151,7 +151,9 @@ class Metrics:
             "vitrail_batch_rows", "Rows in one batch, without padding.", PROGRAM, ROWS
         )
         self._batch_seconds = self._histogram(
-            "vitrail_batch_duration_seconds", "Duration of one batch on the device.", PROGRAM
+            "vitrail_batch_duration_seconds",
+            "Duration of one batch, by the device that computed it.",
+            (*PROGRAM, "device"),
         )
         self._padding = self._counter(
             "vitrail_batch_padding_rows", "Rows computed only to fill a batch's fixed shape.", PROGRAM
@@ -168,7 +170,6 @@ class Metrics:
         )
         for kind in Kind:
             self._batch_rows.labels(kind.value)
-            self._batch_seconds.labels(kind.value)
             self._padding.labels(kind.value)
             self._dropped_rows.labels(kind.value)
             for reason in ("out_of_memory", "error"):
@@ -292,11 +293,16 @@ class Metrics:
             if seconds is not None:
                 self._inference_stage.labels(*of, stage).observe(seconds)
 
+    def device_added(self, name: str) -> None:
+        """Show a device's batches, from the first on."""
+        for kind in Kind:
+            self._batch_seconds.labels(kind.value, name)
+
     def batch_executed(self, event: BatchExecuted) -> None:
         """Count a batch."""
         program = event.kind.value
         self._batch_rows.labels(program).observe(event.rows)
-        self._batch_seconds.labels(program).observe(event.seconds)
+        self._batch_seconds.labels(program, event.device).observe(event.seconds)
         self._padding.labels(program).inc(event.size - event.rows)
 
     def batch_failed(self, kind: Kind, *, out_of_memory: bool) -> None:

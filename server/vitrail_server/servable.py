@@ -63,9 +63,12 @@ class InstanceGroup:
     kind: InstanceKind = "AUTO"
     """AUTO: GPUs if there are any, else the CPU."""
     count: int = 1
-    """How many instances each device has."""
+    """How many instances each device has. They share one thread and one copy of the weights, because a device
+    computes one batch at a time: one instance does the work of all."""
     gpus: tuple[int, ...] = ()
     """The GPUs, by number; none: all of them."""
+    name: str = ""
+    """What messages call it."""
 
 
 @dataclass(frozen=True, slots=True)

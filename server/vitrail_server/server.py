@@ -1,17 +1,18 @@
 """Builds the server from its parts, runs it, and takes it down in order.
 
-build   lanes, device, manager, services, metrics
+build   lanes, devices, manager, services, metrics
 start   the ports open at once; then the models are loaded; then health says SERVING
 drain   health says NOT_SERVING, nothing new is admitted, what is in flight may end
-stop    rpcs, models, device, lanes
+stop    rpcs, models, devices, lanes
 """
 
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
+from typing import Self, TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
@@ -25,6 +26,7 @@ from vitrail_server.logs import log_explanation, log_inference
 from vitrail_server.metrics import Metrics
 from vitrail_server.repository.completion import served
 from vitrail_server.repository.control import Control
+from vitrail_server.repository.instances import devices_of
 from vitrail_server.repository.lifecycle import UNLOADED, Lanes
 from vitrail_server.repository.manager import Manager
 from vitrail_server.repository.repositories import Repositories
@@ -47,12 +49,13 @@ from vitrail_server.rpc.model_service import ModelService
 from vitrail_server.rpc.session import Engine
 from vitrail_server.rpc.tls import server_credentials
 from vitrail_server.rpc.tokens import read_tokens
-from vitrail_server.runtime.device import Device
+from vitrail_server.runtime.devices import Devices, Instance, Replicated
 from vitrail_server.runtime.lane import Lane
 from vitrail_server.savedmodel.incremental.budget import CacheBudget
 from vitrail_server.servable import Servable
 from vitrail_server.settings import Settings
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 SERVICES = (
@@ -87,7 +90,7 @@ class Server:
         settings = self._settings
         self._metrics.offered(METHODS, settings.max_explanations, settings.max_inferences)
         self._health = Health(SERVICES, settings.write_timeout_secs)
-        self._device = Device(self._metrics)
+        self._devices = Devices(self._metrics)
         self._loading, self._repository, self._decoding = (
             Lane("loading"),
             Lane("repository"),
@@ -101,7 +104,7 @@ class Server:
         self._polling: asyncio.Task[None] | None = None
         self.manager = Manager(
             Repositories(settings.model_repository, settings.model_config_name or ""),
-            self._loader or _TensorFlowLoader(settings, self._device, self._planning, caches),
+            self._loader or _TensorFlowLoader(settings, self._devices, self._planning, caches),
             Lanes(loading=self._loading, repository=self._repository),
             _Reports(self._metrics, self._health),
             Control(settings.model_control_mode, settings.load_model),
@@ -130,7 +133,7 @@ class Server:
         if self._polling is not None:
             self._polling.cancel()
         await self.manager.close()
-        self._device.close()
+        self._devices.close()
         self._loading.close()
         self._planning.close()
         self._repository.close()
@@ -156,7 +159,7 @@ class Server:
         settings = self._settings
         engine = Engine(
             manager=self.manager,
-            device=self._device,
+            devices=self._devices,
             decoding=self._decoding,
             admission=self._admission,
             events=_ExplanationReports(self._metrics),
@@ -188,7 +191,7 @@ class Server:
         settings = self._settings
         inferences = InferenceEngine(
             manager=self.manager,
-            device=self._device,
+            devices=self._devices,
             decoding=self._decoding,
             admission=self._admission,
             events=_InferenceReports(self._metrics),
@@ -298,36 +301,68 @@ class _Reports:
 class _TensorFlowLoader:
     """Loads versions with TensorFlow, which is imported when the first one is: the ports are open by then."""
 
-    def __init__(self, settings: Settings, device: Device, planning: Lane, caches: CacheBudget) -> None:
+    def __init__(self, settings: Settings, devices: Devices, planning: Lane, caches: CacheBudget) -> None:
         self._settings = settings
         self._planning = planning
         self._caches = caches
-        self._device = device
+        self._devices = devices
+        self._settled: set[str] = set()
 
     def load(self, source: VersionSource) -> Servable:
-        """Load a version and warm it up (`repository.source.Loader`)."""
+        """Load a version on each of its devices and warm it up (`repository.source.Loader`)."""
+        from vitrail_server.savedmodel.platform import configure, count_gpus
+
+        configure(self._settings.intra_op_threads, self._settings.inter_op_threads)
+        names = devices_of(source.config.instances, source.name, count_gpus())
+        instances: list[Instance] = []
+        try:
+            for name in names:
+                servable = self._load_on(name, source)
+                instances.append(Instance(name, servable))
+        except BaseException:
+            for each in instances:
+                each.servable.close()
+            raise
+        return Replicated(instances)
+
+    def _load_on(self, device: str, source: VersionSource) -> Servable:
         from vitrail_server.savedmodel.loader import SavedModelLoader
-        from vitrail_server.savedmodel.platform import configure
+        from vitrail_server.savedmodel.platform import computing_on, settle_on
+
+        def run(chore: Callable[[], T]) -> T:
+            return self._devices.call_on(device, chore)
+
+        def plan(prepare: Callable[[], None]) -> object:
+            return self._planning.submit(on_device, prepare)
+
+        def on_device(prepare: Callable[[], None]) -> None:
+            with computing_on(device):
+                prepare()
 
         settings = self._settings
-        configure(settings.intra_op_threads, settings.inter_op_threads)
+        if device not in self._settled:
+            run(partial(settle_on, device))
+            self._settled.add(device)
         loader = SavedModelLoader(
             time_slice=settings.time_slice_secs,
             batch_bytes=settings.batch_memory_bytes,
-            background=self._planning.submit,
+            background=plan,
             caches=self._caches,
         )
-        servable = loader.load(
-            name=source.name,
-            version=source.version,
-            path=source.saved_model,
-            complete=partial(served, source.config, default_max_batch_size=settings.default_max_batch_size),
-            run=self._device.call,
-        )
+        with computing_on(device):
+            servable = loader.load(
+                name=source.name,
+                version=source.version,
+                path=source.saved_model,
+                complete=partial(
+                    served, source.config, default_max_batch_size=settings.default_max_batch_size
+                ),
+                run=run,
+            )
         try:
             for sample in source.config.warmup:
                 rows = partial(rows_of, sample, servable.description, source.warmup)
-                warm_up(servable, sample.name, sample.count, rows, self._device.call)
+                warm_up(servable, sample.name, sample.count, rows, run)
         except VitrailError:
             servable.close()
             raise

@@ -596,7 +596,7 @@ async def test_an_id_is_free_again_while_its_last_message_is_still_being_written
         server = running.server
         engine = Engine(
             manager=server.manager,
-            device=server._device,
+            devices=server._devices,
             decoding=server._decoding,
             admission=server._admission,
             events=running.metrics,

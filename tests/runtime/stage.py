@@ -43,6 +43,10 @@ class Recorder:
         """Out of memory or not."""
         self.dropped = 0
         self.queue = (0, 0)
+        self.devices: list[str] = []
+
+    def device_added(self, name: str) -> None:
+        self.devices.append(name)
 
     def batch_executed(self, event: BatchExecuted) -> None:
         self.executed.append(event)

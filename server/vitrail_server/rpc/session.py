@@ -24,7 +24,8 @@ from vitrail_server.rpc import codec
 from vitrail_server.rpc.admission import Admission, Permit
 from vitrail_server.rpc.context import Caller
 from vitrail_server.rpc.images import SourceBox
-from vitrail_server.runtime.device import Device, Submission
+from vitrail_server.runtime.device import Submission
+from vitrail_server.runtime.devices import Devices
 from vitrail_server.runtime.lane import Lane
 from vitrail_server.runtime.scheduler import DEFAULT_PRIORITY
 from vitrail_server.servable import Description
@@ -37,7 +38,7 @@ class Engine:
     """What every session works with; built once, by server.py."""
 
     manager: Manager
-    device: Device
+    devices: Devices
     decoding: Lane
     admission: Admission
     events: ExplanationEvents
@@ -114,12 +115,13 @@ class Session:
             _check_map_size(run, max_map_bytes)
             self._submitted = time.monotonic()
             self._decode_seconds = self._submitted - began
-            own = handle.servable.incremental(run.image_size, run.grid) if run.grid is not None else None
+            device, instance = engine.devices.place(handle.servable)
+            own = instance.incremental(run.image_size, run.grid) if run.grid is not None else None
             if own is not None:
                 held.callback(own.close)
-            submission = engine.device.submit(
+            submission = device.submit(
                 run,
-                own or handle.servable.program(run.kind, run.image_size),
+                own or instance.program(run.kind, run.image_size),
                 held,
                 self._on_change,
                 caller=self._caller.connection,

@@ -218,10 +218,12 @@ class _Chore:
 class Device:
     """One device with its thread, its queue and its scheduler."""
 
-    def __init__(self, events: DeviceEvents, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, events: DeviceEvents, clock: Callable[[], float] = time.monotonic, *, name: str = "CPU:0"
+    ) -> None:
         self._events = events
         self._clock = clock
-        self._lane = Lane("device")
+        self._lane = Lane(f"device {name}")
         self._scheduler = Scheduler()
         self._submissions: dict[int, Submission[Any]] = {}
         self._chores: deque[_Chore] = deque()
@@ -232,6 +234,11 @@ class Device:
         self._batches: list[_Dispatched] = []
         self._loop = asyncio.get_running_loop()
         self._closed = False
+
+    @property
+    def runs(self) -> int:
+        """How many Runs are in progress."""
+        return len(self._submissions)
 
     def submit(
         self,

@@ -1,4 +1,6 @@
-"""How TensorFlow computes: its threads, and float32 that is float32."""
+"""How and where TensorFlow computes: its threads, its devices, and float32 that is float32."""
+
+from contextlib import AbstractContextManager, nullcontext
 
 import tensorflow as tf
 
@@ -10,9 +12,34 @@ def configure(intra_op: int, inter_op: int) -> None:
 
     It takes effect only before the process has computed anything, so later calls must repeat the same.
     """
-    threading = tf.config.threading
-    if threading.get_intra_op_parallelism_threads() != intra_op:
-        threading.set_intra_op_parallelism_threads(intra_op)
-    if threading.get_inter_op_parallelism_threads() != inter_op:
-        threading.set_inter_op_parallelism_threads(inter_op)
+    threads = tf.config.threading
+    if threads.get_intra_op_parallelism_threads() != intra_op:
+        threads.set_intra_op_parallelism_threads(intra_op)
+    if threads.get_inter_op_parallelism_threads() != inter_op:
+        threads.set_inter_op_parallelism_threads(inter_op)
     tf.config.experimental.enable_tensor_float_32_execution(enabled=False)
+
+
+def count_gpus() -> int:
+    """Return how many GPUs TensorFlow can use; each takes memory as it is needed, not all there is at once.
+
+    It has to be called before the process has computed anything, like `configure`.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        if not tf.config.experimental.get_memory_growth(gpu):
+            tf.config.experimental.set_memory_growth(gpu, enable=True)
+    return len(gpus)
+
+
+def computing_on(device: str) -> AbstractContextManager[object]:
+    """Let what this thread traces and computes within the block be on one device, by TensorFlow's name."""
+    if len(tf.config.list_logical_devices()) == 1:
+        return nullcontext()  # there is no choice
+    place: AbstractContextManager[object] = tf.device(f"/device:{device}")
+    return place
+
+
+def settle_on(device: str) -> None:
+    """Let whatever this thread computes from now on be on one device, as a device's own thread does."""
+    computing_on(device).__enter__()

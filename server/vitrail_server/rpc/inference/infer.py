@@ -25,7 +25,8 @@ from vitrail_server.rpc.inference.request import Inference, is_plain, read_infer
 from vitrail_server.rpc.inference.response import inference_response
 from vitrail_server.rpc.inference.turns import Turn, Turns
 from vitrail_server.rpc.refusals import told
-from vitrail_server.runtime.device import Device, Submission
+from vitrail_server.runtime.device import Submission
+from vitrail_server.runtime.devices import Devices
 from vitrail_server.runtime.lane import Lane
 from vitrail_server.runtime.queueing import Queueing
 from vitrail_server.runtime.scheduler import DEFAULT_PRIORITY
@@ -43,7 +44,7 @@ class InferenceEngine:
     """What every inference works with; built once, by server.py."""
 
     manager: Manager
-    device: Device
+    devices: Devices
     decoding: Lane
     admission: Admission
     events: InferenceEvents
@@ -116,11 +117,12 @@ async def _answered(
             engine.decoding, not is_plain(request), read_inference, request, description
         )
         account.decoded = time.monotonic()
-        program = servable.predictor(inference.rows)
+        device, instance = engine.devices.place(servable)
+        program = instance.predictor(inference.rows)
         run = InferenceRun(inference.rows, program)
         priority, queueing = terms(servable, inference, parameters, account.arrived)
         changed = asyncio.Event()
-        submission = account.submission = engine.device.submit(
+        submission = account.submission = device.submit(
             run,
             program,
             handle,

@@ -176,7 +176,7 @@ VERSIONS = Section(
                 "{{model}} {{version}} {{state}}": "sum by (model, version, state) "
                 f"(vitrail_model_state{{{OF_VERSIONS}}} == 1)"
             },
-            12,
+            8,
         ),
         Graph(
             "Time to load",
@@ -187,7 +187,17 @@ VERSIONS = Section(
                 f"(vitrail_model_load_duration_seconds_sum{{{OF_MODELS}}}) / sum by (model, outcome) "
                 f"(vitrail_model_load_duration_seconds_count{{{OF_MODELS}}})"
             },
-            12,
+            8,
+        ),
+        Graph(
+            "Replacements",
+            "How often what a model serves was replaced in the last hour, or should have been and stayed.",
+            "short",
+            {
+                "{{model}} {{outcome}}": "sum by (model, outcome) "
+                f"(increase(vitrail_model_reloads_total{{{OF_MODELS}}}[1h]))"
+            },
+            8,
         ),
     ),
 )

@@ -1,7 +1,7 @@
-"""Real models are replaced while they are asked: no call fails, no map mixes two models, nothing stays.
+"""Real models are replaced while they are asked: no call fails, no answer mixes two models, nothing stays.
 
-A model's weights are a number times the same pattern, so every map is that number times the same map, and
-tells which content of which version it came from.
+A model's weights are a number times the same pattern, so every map and every prediction is that number times
+the same values, and tells which content of which version it came from.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+import tritonclient.grpc.aio as triton_aio
 from numpy.typing import NDArray
 
 import saved_models
@@ -26,6 +27,7 @@ from vitrail.v1 import explanation_pb2 as pb
 from vitrail.v1.explanation_pb2_grpc import ExplanationServiceStub
 from vitrail_server.metrics import Metrics
 from vitrail_server.repository.state import IndexEntry, State
+from vitrail_server.servable import Servable
 from vitrail_server.server import Server
 
 PATTERN = saved_models.numbers(4, 6, 3, 2, seed=8)
@@ -33,6 +35,7 @@ IMAGE = saved_models.numbers(4, 6, 3, seed=9)
 SWAPS = 20
 BROKEN = 7
 """The swap that fails."""
+METHODS = ("gradient", "occlusion", "infer")
 
 
 def write(version: Path, factor: float) -> None:
@@ -73,11 +76,21 @@ async def running(
             yield server, channel
 
 
-def values_of(answer: pb.ExplainResponse) -> NDArray[np.float32]:
-    return np.frombuffer(answer.values, "<f4")
+async def ask(
+    method: str, channel: grpc.aio.Channel, triton: triton_aio.InferenceServerClient
+) -> tuple[int, NDArray[np.float32]]:
+    """Return the version that answered, and the values of the map or of the prediction."""
+    if method == "infer":
+        tensor = triton_aio.InferInput("image", [1, *IMAGE.shape], "FP32")
+        tensor.set_data_from_numpy(IMAGE[np.newaxis])
+        result = await triton.infer("m", [tensor])
+        return int(result.get_response().model_version), result.as_numpy("y").ravel()
+    how = {"gradient": pb.Gradient()} if method == "gradient" else {"occlusion": occlusion(2)}
+    answer = await ExplanationServiceStub(channel).Explain(pb.ExplainRequest(spec=spec("m", IMAGE, **how)))
+    return answer.plan.model_version, np.frombuffer(answer.values, "<f4")
 
 
-async def test_a_flood_of_explanations_goes_through_twenty_hot_swaps(tmp_path: Path) -> None:
+async def test_a_flood_of_requests_goes_through_twenty_hot_swaps(tmp_path: Path) -> None:
     repository = tmp_path / "repository"
     model = repository / "m"
     write(model / "1", 1)
@@ -85,25 +98,17 @@ async def test_a_flood_of_explanations_goes_through_twenty_hot_swaps(tmp_path: P
     answers: list[tuple[str, int, NDArray[np.float32]]] = []
     swapping = True
 
-    async def flood(channel: grpc.aio.Channel, method: str) -> None:
-        stub = ExplanationServiceStub(channel)
-        asked = {"gradient": {}, "occlusion": {"occlusion": occlusion(2)}}[method]
+    async def flood(method: str) -> None:
         while swapping:
-            request = pb.ExplainRequest(spec=spec("m", IMAGE, **asked))
-            answer = await stub.Explain(request)
-            answers.append((method, answer.plan.model_version, values_of(answer)))
+            answers.append((method, *await ask(method, channel, triton)))
 
-    async with running(repository) as (server, channel):
-        first = {
-            method: values_of(
-                await ExplanationServiceStub(channel).Explain(
-                    pb.ExplainRequest(spec=spec("m", IMAGE, **asked))
-                )
-            )
-            for method, asked in {"gradient": {}, "occlusion": {"occlusion": occlusion(2)}}.items()
-        }
-        lives = [weakref.ref(server.manager._models["m"].serving[1]._servable)]  # type: ignore[index]
-        flooding = [asyncio.create_task(flood(channel, method)) for method in ("gradient", "occlusion")]
+    async with (
+        running(repository) as (server, channel),
+        triton_aio.InferenceServerClient(f"{ADDRESS}:{server.grpc_port}") as triton,
+    ):
+        patterns = {method: (await ask(method, channel, triton))[1] for method in METHODS}
+        lives = [served_now(server, 1)]
+        flooding = [asyncio.create_task(flood(method)) for method in METHODS]
         number = 1
         for swap in range(1, SWAPS + 1):
             number += swap % 2  # every other swap has a new version, the others new content of the same
@@ -117,7 +122,7 @@ async def test_a_flood_of_explanations_goes_through_twenty_hot_swaps(tmp_path: P
                 continue
             contents[number].add(swap + 1)
             await server.manager.load("m")
-            lives.append(weakref.ref(server.manager._models["m"].serving[number]._servable))  # type: ignore[index]
+            lives.append(served_now(server, number))
         swapping = False
         await asyncio.gather(*flooding)
         await server.manager._models["m"].left()  # type: ignore[index]
@@ -125,15 +130,23 @@ async def test_a_flood_of_explanations_goes_through_twenty_hot_swaps(tmp_path: P
         gc.collect()
         assert [life() is None for life in lives] == [True] * (SWAPS - 1) + [False]
 
-    seen = set()
-    for method, version, values in answers:
-        factor = round(float(values @ first[method]) / float(first[method] @ first[method]))
-        expected = first[method] * factor
-        np.testing.assert_allclose(values, expected, rtol=0, atol=1e-5 * float(abs(expected).max()))
-        assert factor in contents[version]
-        seen.add(factor)
-    assert len(seen) > SWAPS // 2  # the flood went on all the time
-    assert BROKEN + 1 not in seen
+    for method in METHODS:
+        seen = set()
+        for version, values in ((each[1], each[2]) for each in answers if each[0] == method):
+            pattern = patterns[method]
+            factor = round(float(values @ pattern) / float(pattern @ pattern))
+            expected = pattern * factor
+            np.testing.assert_allclose(values, expected, rtol=0, atol=1e-5 * float(abs(expected).max()))
+            assert factor in contents[version]
+            seen.add(factor)
+        assert len(seen) > SWAPS // 2  # the flood went on all the time
+        assert BROKEN + 1 not in seen
+
+
+def served_now(server: Server, number: int) -> "weakref.ref[Servable]":
+    """Return what serves now, without holding it."""
+    with server.manager.handle("m", number) as handle:
+        return weakref.ref(handle.servable)
 
 
 async def test_new_content_is_found_by_polling(tmp_path: Path) -> None:

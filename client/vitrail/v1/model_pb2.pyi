@@ -115,12 +115,12 @@ class Model(_message.Message):
     name: _builtins.str
     """Its name: the name of its directory."""
     reason: _builtins.str
-    """Why the model as a whole cannot be served, for example because its configuration is broken.
-    Empty if it can.
+    """Why the model as a whole cannot be served, for example because its configuration is broken. If
+    it has available versions, they are those from before that, and are served. Empty if it can.
     """
     @_builtins.property
     def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelVersion]:
-        """Its versions, lowest first. A model that cannot be read at all has none."""
+        """Its versions, lowest first. A model that could never be read has none."""
 
     def __init__(
         self,
@@ -207,7 +207,9 @@ class ModelVersion(_message.Message):
     state: Global___ModelVersion.State.ValueType
     """Where it is in its life."""
     reason: _builtins.str
-    """Why it is not available. Empty if it is."""
+    """Why it is not available; of an available version, why what was to replace it failed to load.
+    Empty if neither.
+    """
     image_input: _builtins.str
     """The input that holds the image. Empty if none does: the version predicts, and cannot be
     explained; its capabilities say why.

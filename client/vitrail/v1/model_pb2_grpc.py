@@ -52,7 +52,8 @@ class ModelServiceServicer(object):
     """
 
     def ListModels(self, request, context):
-        """Lists every model of the repository, in the order of their names, the broken ones included.
+        """Lists every model, in the order of their names, the broken ones included. Where models are
+        loaded on request, those that never were are left out.
         Class labels are left out: GetModel returns them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -34,7 +34,8 @@ class ModelServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ModelServiceAsyncStub: ...
     ListModels: _grpc.UnaryUnaryMultiCallable[_model_pb2.ListModelsRequest, _model_pb2.ListModelsResponse]
-    """Lists every model of the repository, in the order of their names, the broken ones included.
+    """Lists every model, in the order of their names, the broken ones included. Where models are
+    loaded on request, those that never were are left out.
     Class labels are left out: GetModel returns them.
     """
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.GetModelResponse]
@@ -46,7 +47,8 @@ class ModelServiceAsyncStub(ModelServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListModels: _aio.UnaryUnaryMultiCallable[_model_pb2.ListModelsRequest, _model_pb2.ListModelsResponse]  # type: ignore[assignment]
-    """Lists every model of the repository, in the order of their names, the broken ones included.
+    """Lists every model, in the order of their names, the broken ones included. Where models are
+    loaded on request, those that never were are left out.
     Class labels are left out: GetModel returns them.
     """
     GetModel: _aio.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.GetModelResponse]  # type: ignore[assignment]
@@ -61,7 +63,8 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.ListModelsResponse, _abc.Awaitable[_model_pb2.ListModelsResponse]]:
-        """Lists every model of the repository, in the order of their names, the broken ones included.
+        """Lists every model, in the order of their names, the broken ones included. Where models are
+        loaded on request, those that never were are left out.
         Class labels are left out: GetModel returns them.
         """
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import pytest
@@ -15,7 +16,7 @@ from fakes.serving import Gate, Offer, served
 from repository.fakes import FakeLane, FakeServable, OneLife
 from rpc.messages import occlusion, refused, spec, whole
 from vitrail.v1 import explanation_pb2 as pb
-from vitrail_server.events import BatchExecuted, ExplanationEnded
+from vitrail_server.events import BatchExecuted, ExplanationEnded, InferenceEnded
 from vitrail_server.metrics import OUTCOMES, Metrics, memory_limit
 from vitrail_server.repository.lifecycle import Lanes, Version
 from vitrail_server.repository.state import State
@@ -446,6 +447,52 @@ async def test_what_was_sent_is_what_is_counted(tmp_path: Path) -> None:
     assert scrape.total("grpc_server_msg_sent_total", **of) == tiles + 2 * 6
     assert scrape.total("grpc_server_handled_total", grpc_method="Explain", grpc_code="OK") == 0
     assert scrape.total("grpc_server_handled_total", grpc_method="Explain") == 2
+
+
+def inference(outcome: str = "complete", **fields: Any) -> InferenceEnded:
+    return InferenceEnded(
+        **{
+            "request_id": "r",
+            "model": "m",
+            "version": 1,
+            "outcome": outcome,
+            "rows": 3,
+            "seconds": 0.5,
+            "decode_seconds": 0.125,
+            "queue_seconds": 0.25,
+            "device_seconds": 0.0625,
+            "encode_seconds": None,
+            **fields,
+        }
+    )
+
+
+def test_inferences_are_counted_and_their_series_go_with_the_version() -> None:
+    metrics = Metrics()
+    metrics.offered(("gradient",), 64, 1024)
+    metrics.model_state("m", 1, State.AVAILABLE, "")
+    of = {"model": "m", "version": "1"}
+    assert value(metrics, "vitrail_inferences_total", {**of, "outcome": "complete"}) == 0
+    assert value(metrics, "vitrail_inferences_limit") == 1024
+    for admitted in (True, True, False):
+        if admitted:
+            metrics.inference_started()
+        metrics.inference_ended(inference(), admitted=admitted)
+    metrics.inference_ended(inference("not_found", model="", version=0, rows=0), admitted=False)
+    assert value(metrics, "vitrail_inferences_in_flight") == 0
+    assert value(metrics, "vitrail_inferences_total", {**of, "outcome": "complete"}) == 3
+    assert value(metrics, "vitrail_inference_rows_total", of) == 9
+    assert value(metrics, "vitrail_inference_duration_seconds_sum", of) == 1.5
+    for stage, seconds in (("decode", 0.375), ("queue", 0.75), ("device", 0.1875), ("encode", None)):
+        name = "vitrail_inference_stage_duration_seconds_sum"
+        assert value(metrics, name, {**of, "stage": stage}) == seconds
+    nothing = {"model": "", "version": "", "outcome": "not_found"}
+    assert value(metrics, "vitrail_inferences_total", nothing) == 1
+    metrics.model_state("m", 1, State.END, "unloaded")
+    metrics.inference_ended(inference(), admitted=False)
+    assert value(metrics, "vitrail_inferences_total", {**of, "outcome": "complete"}) is None
+    assert value(metrics, "vitrail_inference_rows_total", of) is None
+    assert value(metrics, "vitrail_inferences_total", {**nothing, "outcome": "complete"}) == 1
 
 
 async def test_the_stages_of_an_explanation_are_no_longer_than_all_of_it(tmp_path: Path) -> None:

@@ -392,7 +392,7 @@ async def test_parameters_of_the_client_s_own_change_nothing(zoo: Served, value:
         "my_own": parameter(**value),
         "sequence_id": parameter(int64_param=4),
         "binary_data_output": parameter(bool_param=True),
-        "priority": parameter(uint64_param=2),
+        "priority": parameter(uint64_param=2**64 - 1),
         "timeout": parameter(int64_param=10),
         "triton_enable_empty_final_response": parameter(bool_param=True),
     }

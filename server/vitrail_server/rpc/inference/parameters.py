@@ -20,6 +20,9 @@ EMPTY_FINAL_RESPONSE = "triton_enable_empty_final_response"
 this may be asked for, and changes nothing."""
 FINAL_RESPONSE = "triton_final_response"
 
+LEAST_URGENT = (1 << 32) - 1
+"""The largest priority that is told apart, as in an ExplanationSpec."""
+
 CLASSIFICATION = "classification"
 SHARED_MEMORY = "shared_memory_region"
 
@@ -52,7 +55,7 @@ def read_parameters(parameters: Parameters) -> RequestParameters:
                 f"specified: {quoted(name)}"
             )
     return RequestParameters(
-        priority=_whole_number(parameters, "priority"),
+        priority=min(_whole_number(parameters, "priority"), LEAST_URGENT),
         timeout=_whole_number(parameters, "timeout") / 1e6,
         explanation={
             name.removeprefix(PREFIX): each for name, each in parameters.items() if name.startswith(PREFIX)

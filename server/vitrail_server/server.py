@@ -134,8 +134,9 @@ class Server:
             self._polling.cancel()
         await self.manager.close()
         self._devices.close()
-        self._loading.close()
-        self._planning.close()
+        for lane in (self._loading, self._planning):
+            # What runs there may ask the device for something, and it is the event loop that says no.
+            await asyncio.to_thread(lane.close)
         self._repository.close()
         self._decoding.close()
         self._metrics.close()

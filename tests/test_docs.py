@@ -10,6 +10,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from vitrail import errors
 from vitrail.v1 import explanation_pb2 as pb
 from vitrail_server.metrics import Metrics
+from vitrail_server.repository.config_fields import RULES
 from vitrail_server.repository.parameters import PREFIX, Parameters
 from vitrail_server.rpc.codec import METHODS
 from vitrail_server.settings import Settings, flag_of, variable_of
@@ -110,6 +111,14 @@ def test_configuration_keys_are_documented() -> None:
     documented = {row[0].strip("`") for row in rows("repository.md") if row[0].startswith(f"`{PREFIX}")}
 
     assert {PREFIX + each.name for each in fields(Parameters)} == documented
+
+
+def test_fields_of_the_configuration_are_documented_with_what_becomes_of_them() -> None:
+    documented = {
+        row[0].strip("`"): (row[1], row[2]) for row in rows("configuration.md") if row[0].startswith("`")
+    }
+
+    assert {path: (rule.use.value, rule.why) for path, rule in RULES.items()} == documented
 
 
 def test_links_between_pages_lead_somewhere() -> None:

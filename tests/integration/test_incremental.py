@@ -116,6 +116,8 @@ async def test_incremental_maps_are_the_full_ones(repository: Path) -> None:
         assert "off incremental" not in plans
         assert totals(server, "vitrail_incremental_cache_bytes") == {"": 0.0}
         await check_capabilities(client)
+        # A plan for other windows is being made when the server is told to stop.
+        await client.explain(pictures(), model="auto", method=vitrail.Occlusion(patch=7))
 
 
 async def check_capabilities(client: vitrail.aio.Client) -> None:

@@ -23,6 +23,15 @@ def figures() -> list[Silhouette]:
     return [draw(rng) for _ in range(6)]
 
 
+def assert_same(one: vitrail.Explanation, other: vitrail.Explanation) -> None:
+    """Hold two maps to the same bits, or to rounding where a plan was made of their windows in between."""
+    if one.plan.execution == other.plan.execution:
+        np.testing.assert_array_equal(one.values, other.values)
+    else:
+        largest = max(abs(target.output) for target in one.targets)
+        np.testing.assert_allclose(one.values, other.values, rtol=0, atol=1e-5 * largest)
+
+
 def share(values: NDArray[np.float32], mask: NDArray[np.bool_]) -> float:
     """Return the part of a map's positive mass that lies on a mask."""
     positive = np.maximum(values, 0)
@@ -117,24 +126,24 @@ def test_raster_and_progressive_give_the_same_bits(client: vitrail.Client, figur
             figures[0].image,
             model="silhouette_regressor",
             method=vitrail.Occlusion(patch=32, stride=16, order=order),
-        ).values
+        )
         for order in get_args(Order)
     )
 
-    np.testing.assert_array_equal(raster, progressive)
+    assert_same(raster, progressive)
 
 
 def test_company_does_not_change_a_map(client: vitrail.Client, figures: list[Silhouette]) -> None:
     """Many at once share batches; each map has the bits it has alone."""
     method = vitrail.Occlusion(patch=64, stride=32)
     images = [figure.image for figure in figures]
-    alone = [client.explain(image, model="silhouette_regressor", method=method).values for image in images]
+    alone = [client.explain(image, model="silhouette_regressor", method=method) for image in images]
     together = dict(client.explain_many(images, model="silhouette_regressor", method=method, in_flight=6))
 
-    for position, values in enumerate(alone):
+    for position, explanation in enumerate(alone):
         result = together[position]
         assert isinstance(result, vitrail.Explanation)
-        np.testing.assert_array_equal(result.values, values)
+        assert_same(result, explanation)
 
 
 def test_occlusion_agrees_with_the_model_itself(client: vitrail.Client, figures: list[Silhouette]) -> None:

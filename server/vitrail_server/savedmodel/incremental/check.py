@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -83,6 +84,8 @@ class Trial:
         tables, preparing = self._timed(lambda: self._evaluator.tables(subject))
         _, preparing = self._timed(lambda: self._evaluator.tables(subject))
         batch = self._batch_size(tables, subject, windows, largest, time_slice)
+        while batch > 1 and not self._slots_alike(tables, subject, windows[:batch]):
+            batch //= 2
         some = windows[:batch]
         found = self._run(lambda: self._evaluator.outputs(tables, subject, some, self._names))
         expected = self._full(subject, some)
@@ -117,6 +120,15 @@ class Trial:
         while 2 * batch <= min(largest, LARGEST_BATCH) and 2 * batch * seconds / few <= time_slice:
             batch *= 2
         return batch
+
+    def _slots_alike(self, tables: Tables, subject: Subject, windows: NDArray[np.int32]) -> bool:
+        """Return whether windows get the same bits in other places of a batch, as far as this can tell."""
+        order = np.random.default_rng(0).permutation(len(windows))
+        here, there = (
+            self._run(partial(self._evaluator.outputs, tables, subject, each, self._names))
+            for each in (windows, windows[order])
+        )
+        return all(here[name][order].tobytes() == there[name].tobytes() for name in self._names)
 
     def _side_by_side(
         self, tables: Tables, subject: Subject, some: NDArray[np.int32], full: NDArray[np.int32]

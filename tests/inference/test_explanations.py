@@ -390,6 +390,41 @@ async def test_explanations_count_as_explanations(tmp_path: Path) -> None:
         assert scrape.total("vitrail_inferences_total") == 0
 
 
+async def test_the_responses_of_a_stream_are_counted_by_their_place(tmp_path: Path) -> None:
+    async with (
+        served(tmp_path, {"pictures": pictures()}) as running,
+        triton_aio.InferenceServerClient(running.target) as client,
+    ):
+
+        async def requests() -> AsyncIterator[dict[str, Any]]:
+            for parameters in (options(method="gradient"), options(method="occlusion", patch=9)):
+                yield {"model_name": "pictures", "inputs": PHOTO, "parameters": parameters}
+
+        answers = [answer async for answer in client.stream_infer(requests())]
+        (found,) = (await client.get_inference_statistics("pictures")).model_stats
+
+    assert len(answers) == 4, "a plan, a tile, a summary and an error"
+    counted = {place: (each.success.count, each.fail.count) for place, each in found.response_stats.items()}
+    assert counted == {"0": (1, 1), "1": (1, 0), "2": (1, 0)}
+    assert all(each.success.ns >= each.compute_output.ns for each in found.response_stats.values())
+    assert (found.inference_count, found.inference_stats.success.count) == (0, 0)
+
+
+def deep() -> Any:
+    made = triton.InferInput("image", [1] * 5000, "FP32")
+    made._raw_content = b"1234"
+    return made
+
+
+async def test_a_great_many_dimensions_are_refused(client: Any) -> None:
+    refusal = await refused(client.infer("pictures", [deep()], parameters=options(method="gradient")))
+
+    assert refusal.status() == "StatusCode.INVALID_ARGUMENT"
+    assert (
+        "input 'image' for model 'pictures' is 'FP32' of shape [1, 1, 1, 1, 1, 1, 1, 1]" in refusal.message()
+    )
+
+
 async def test_labels_have_names(client: Any) -> None:
     result = await client.infer("pictures", PHOTO, parameters=options(method="gradient", targets="all"))
     assert result.as_numpy("labels").tolist() == [each.encode() for each in LABELS]

@@ -4,6 +4,7 @@ The explanation itself is `rpc/session.py`'s, so a map has the same bits however
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,9 +13,10 @@ from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message as ProtobufMessage
 from numpy.typing import NDArray
 
-from vitrail.errors import InvalidArgument, VitrailError
-from vitrail.tensors import to_tensor
+from vitrail.errors import Cancelled, InvalidArgument, VitrailError
+from vitrail.tensors import MAX_RANK, to_tensor
 from vitrail.v1 import explanation_pb2 as v1
+from vitrail_server.inference.statistics import Statistics
 from vitrail_server.kserve.v2 import grpc_service_pb2 as pb
 from vitrail_server.rpc.context import Context, caller_of
 from vitrail_server.rpc.inference.infer import InferenceEngine
@@ -55,12 +57,12 @@ class Explanations:
         wanted = _wanted(request)
         whole = WholeMap()
 
-        async def take(_: Description, message: Message) -> None:
+        async def take(_: _Asked, message: Message) -> None:
             whole.take(message)
 
-        description = await self._explain(request, parameters, context, take, self.max_bytes)
+        asked = await self._explain(request, parameters, context, take, self.max_bytes)
         tensors = [each for each in _whole_tensors(whole) if each[0] in wanted]
-        return response_of(tensors, description, request.id)
+        return response_of(tensors, asked.description, request.id)
 
     async def tiles(
         self,
@@ -77,17 +79,21 @@ class Explanations:
         """
         if request.outputs:
             raise InvalidArgument("a streamed explanation has the outputs of its event; leave outputs out")
-        rank = 0
+        rank, began = 0, time.monotonic()
 
-        async def take(description: Description, message: Message) -> None:
-            nonlocal rank
+        async def take(asked: _Asked, message: Message) -> None:
+            nonlocal rank, began
             if isinstance(message, v1.Plan):
                 rank = len(message.map_shape)
-            response = response_of(_tensors_of(message, rank), description, request.id)
+            response = response_of(_tensors_of(message, rank), asked.description, request.id)
             for name, value in _parameters_of(message).items():
                 response.parameters[PREFIX + name].CopyFrom(value)
             response.parameters[FINAL_RESPONSE].bool_param = isinstance(message, v1.Summary)
+            made = time.monotonic()
             await send(response)
+            sent = time.monotonic()
+            asked.responded(computed=made - began, written=sent - made)
+            began = sent
 
         await self._explain(request, parameters, context, take, None)
 
@@ -96,32 +102,33 @@ class Explanations:
         request: pb.ModelInferRequest,
         parameters: RequestParameters,
         context: Context,
-        take: Callable[[Description, Message], Awaitable[None]],
+        take: "Callable[[_Asked, Message], Awaitable[None]]",
         max_bytes: int | None,
-    ) -> Description:
+    ) -> "_Asked":
         """Hand each message to `take` as soon as it is due, and return what was explained."""
         changed = asyncio.Event()
         session = Session(self.engine, caller_of(context), changed.set)
+        asked: _Asked | None = None
         try:
-            description, spec = self._spec(request, parameters)
-            await session.start(spec, max_bytes)
+            asked = self._asked(request, parameters)
+            await session.start(asked.spec, max_bytes)
             while not session.ended:
                 await changed.wait()
                 changed.clear()
                 for message in session.messages():
-                    await take(description, message)
-        except VitrailError as error:
-            session.close(error)
-            raise renamed(error) from None
+                    await take(asked, message)
         except BaseException as error:
-            session.close(told(error, context))
+            failure = told(error, context)
+            session.close(failure)
+            if asked is not None and max_bytes is None:
+                asked.ended(failure)
+            if isinstance(error, VitrailError):
+                raise renamed(error) from None
             raise
         session.close()
-        return description
+        return asked
 
-    def _spec(
-        self, request: pb.ModelInferRequest, parameters: RequestParameters
-    ) -> tuple[Description, v1.ExplanationSpec]:
+    def _asked(self, request: pb.ModelInferRequest, parameters: RequestParameters) -> "_Asked":
         """Return the version that is asked for, and what is asked of it.
 
         The version is named in the spec: the names of its inputs must be those of the version that answers.
@@ -137,10 +144,34 @@ class Explanations:
             handle = pin(self.inferences.manager, request.model_name, request.model_version)
         with handle:
             description = handle.servable.description
+            statistics = self.inferences.statistics_of(handle.servable)
         spec.version = description.version
         if description.settings.image_input is not None:  # else it is refused with the reason
             _read_inputs(request, description, spec)
-        return description, spec
+        return _Asked(description, spec, statistics)
+
+
+@dataclass(slots=True, eq=False)
+class _Asked:
+    """The version that is asked for, what is asked of it, and what it has answered so far."""
+
+    description: Description
+    spec: v1.ExplanationSpec
+    statistics: Statistics
+    responses: int = 0
+
+    def responded(self, *, computed: float, written: float) -> None:
+        """Count one response of a stream, which took so many seconds."""
+        each = self.statistics.responded(self.responses)
+        each.compute_infer.add(computed)
+        each.compute_output.add(written)
+        each.success.add(computed + written)
+        self.responses += 1
+
+    def ended(self, failure: VitrailError) -> None:
+        """Count the response that did not come."""
+        each = self.statistics.responded(self.responses)
+        (each.cancel if isinstance(failure, Cancelled) else each.fail).add(0.0)
 
 
 def _read_inputs(request: pb.ModelInferRequest, description: Description, spec: v1.ExplanationSpec) -> None:
@@ -160,7 +191,7 @@ def _read_inputs(request: pb.ModelInferRequest, description: Description, spec: 
     # Datatypes are checked where an explanation's are: integers may stand for floats, and text for a photo.
     given = {name: TensorSpec(name, each.datatype, tuple(each.shape)) for name, each in inputs.items()}
     for name, each in inputs.items():
-        if each.datatype not in DATATYPES or any(size < 0 for size in each.shape):
+        if each.datatype not in DATATYPES or len(each.shape) > MAX_RANK or min(each.shape, default=0) < 0:
             raise InvalidArgument(
                 f"input {quoted(name)} for model {model} is {quoted(each.datatype)} of shape "
                 f"{list(each.shape)[:8]}; an explanation takes {listed(sorted(DATATYPES))}"

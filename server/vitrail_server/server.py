@@ -49,9 +49,10 @@ from vitrail_server.rpc.model_service import ModelService
 from vitrail_server.rpc.session import Engine
 from vitrail_server.rpc.tls import server_credentials
 from vitrail_server.rpc.tokens import read_tokens
-from vitrail_server.runtime.devices import Devices, Instance, Replicated
+from vitrail_server.runtime.devices import FIRST, Devices, Instance, Replicated
 from vitrail_server.runtime.lane import Lane
 from vitrail_server.savedmodel.incremental.budget import CacheBudget
+from vitrail_server.savedmodel.separate import SeparateLoader
 from vitrail_server.servable import Servable
 from vitrail_server.settings import Settings
 
@@ -102,9 +103,10 @@ class Server:
             settings.max_explanations, settings.max_inferences, settings.max_upload_bytes
         )
         self._polling: asyncio.Task[None] | None = None
+        self._tensorflow = _TensorFlowLoader(settings, self._devices, self._planning, caches)
         self.manager = Manager(
             Repositories(settings.model_repository, settings.model_config_name or ""),
-            self._loader or _TensorFlowLoader(settings, self._devices, self._planning, caches),
+            self._loader or self._tensorflow,
             Lanes(loading=self._loading, repository=self._repository),
             _Reports(self._metrics, self._health),
             Control(settings.model_control_mode, settings.load_model),
@@ -132,6 +134,7 @@ class Server:
         await self._drain()
         if self._polling is not None:
             self._polling.cancel()
+        self._tensorflow.close()
         await self.manager.close()
         self._devices.close()
         for lane in (self._loading, self._planning):
@@ -305,12 +308,19 @@ class _TensorFlowLoader:
     def __init__(self, settings: Settings, devices: Devices, planning: Lane, caches: CacheBudget) -> None:
         self._settings = settings
         self._planning = planning
-        self._caches = caches
         self._devices = devices
         self._settled: set[str] = set()
+        self._loader = SeparateLoader(
+            time_slice=settings.time_slice_secs,
+            batch_bytes=settings.batch_memory_bytes,
+            caches=caches,
+            intra_op_threads=settings.intra_op_threads,
+            inter_op_threads=settings.inter_op_threads,
+        )
 
     def load(self, source: VersionSource) -> Servable:
         """Load a version on each of its devices and warm it up (`repository.source.Loader`)."""
+        self._loader.start()
         from vitrail_server.savedmodel.platform import configure, count_gpus
 
         configure(self._settings.intra_op_threads, self._settings.inter_op_threads)
@@ -327,7 +337,6 @@ class _TensorFlowLoader:
         return Replicated(instances)
 
     def _load_on(self, device: str, source: VersionSource) -> Servable:
-        from vitrail_server.savedmodel.loader import SavedModelLoader
         from vitrail_server.savedmodel.platform import computing_on, settle_on
 
         def run(chore: Callable[[], T]) -> T:
@@ -344,14 +353,8 @@ class _TensorFlowLoader:
         if device not in self._settled:
             run(partial(settle_on, device))
             self._settled.add(device)
-        loader = SavedModelLoader(
-            time_slice=settings.time_slice_secs,
-            batch_bytes=settings.batch_memory_bytes,
-            background=plan,
-            caches=self._caches,
-        )
         with computing_on(device):
-            servable = loader.load(
+            servable = self._loader.load(
                 name=source.name,
                 version=source.version,
                 path=source.saved_model,
@@ -359,6 +362,9 @@ class _TensorFlowLoader:
                     served, source.config, default_max_batch_size=settings.default_max_batch_size
                 ),
                 run=run,
+                background=plan,
+                # What a GPU does has to be measured there, and two processes would share its memory badly.
+                separate=device == FIRST,
             )
         try:
             for sample in source.config.warmup:
@@ -368,3 +374,7 @@ class _TensorFlowLoader:
             servable.close()
             raise
         return servable
+
+    def close(self) -> None:
+        """End the process that prepares models; from any thread."""
+        self._loader.close()

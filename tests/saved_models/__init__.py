@@ -321,15 +321,19 @@ def no_signature(path: Path) -> None:
     tf.saved_model.save(tf.Module(), str(path))
 
 
-def swish_without_gradient(path: Path) -> None:
-    """Its custom gradients are not saved. To be written by another process: the writer remembers them."""
+def swish(path: Path, options: Any = None) -> None:
+    """An activation with a custom gradient."""
     w = tf.Variable(numbers(3, 3, 3, 4))
 
     def predict(image: Tensor) -> dict[str, Tensor]:
         return {"y": tf.reduce_mean(tf.nn.silu(tf.nn.conv2d(image, w, 1, "SAME")), [1, 2])}
 
-    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     save(path, predict, variables=(w,), options=options)
+
+
+def swish_without_gradient(path: Path) -> None:
+    """Its custom gradients are not saved. To be written by another process: the writer remembers them."""
+    swish(path, tf.saved_model.SaveOptions(experimental_custom_gradients=False))
 
 
 def _sums(image: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
@@ -14,8 +15,9 @@ import pytest
 
 import saved_models
 from vitrail_server.savedmodel.incremental.budget import CacheBudget
-from vitrail_server.savedmodel.loader import SavedModelLoader
+from vitrail_server.savedmodel.loader import Planning, SavedModelLoader
 from vitrail_server.savedmodel.probe import Run
+from vitrail_server.savedmodel.separate import SeparateLoader
 from vitrail_server.servable import ModelSettings, Servable
 
 T = TypeVar("T")
@@ -97,13 +99,24 @@ def load(device: DeviceThread) -> Load:
     return load_once
 
 
+def at_once(prepare: Callable[[], None]) -> None:
+    """A background that is in front."""
+    prepare()
+
+
 def loader_of(**settings: Any) -> SavedModelLoader:
     """Return a loader that makes plans of incremental occlusions at once, and keeps little for them."""
 
-    def at_once(prepare: Callable[[], None]) -> None:
-        prepare()
+    bounds = {"time_slice": 1000.0, "batch_bytes": 1 << 18, **settings}
+    background = bounds.pop("background", at_once)
+    caches = bounds.pop("caches", None) or CacheBudget(1 << 24, Caches())
+    clock = bounds.get("clock", time.perf_counter)
+    planning = Planning(background, caches, bounds["time_slice"], clock)
+    return SavedModelLoader(planning=planning, **bounds)
 
-    return SavedModelLoader(**{"background": at_once, "caches": CacheBudget(1 << 24, Caches()), **settings})
+
+def separate_loader() -> SeparateLoader:
+    return SeparateLoader(time_slice=1000, batch_bytes=1 << 18, caches=CacheBudget(1 << 24, Caches()))
 
 
 class Caches:

@@ -43,6 +43,10 @@ cent. Larger ones are tensors outside the graph, which every function made of it
 """
 
 
+SCALARS = 8
+"""Elements of the largest constant that is a parameter of an operation rather than a weight."""
+
+
 class Forward:
     """The outputs of a model for a batch: a `programs.ForwardFunction`.
 
@@ -112,7 +116,8 @@ def flat_forward(
     graph: FlatGraph, inputs: Sequence[str], outputs: Sequence[str], shared: Shared | None = None
 ) -> Forward:
     """Trace a flat graph whose inputs and outputs have these names, in the graph's order."""
-    concrete, held = _trace_flat(graph, shared or Shared())
+    large = {name for name, value in graph.constants.items() if value.nbytes > EMBEDDED}
+    concrete, held = _trace_flat(graph, large, shared or Shared())
     views = {name: np.asarray(memoryview(tensor)) for name, tensor in held.items()}
     flat = replace(graph, constants={**graph.constants, **views})
     return Forward(concrete, inputs, outputs, keep=None, flat=flat, held=held)
@@ -125,14 +130,23 @@ def flat_gradient(
     differentiable: Collection[str],
     shared: Shared | None = None,
 ) -> "Gradient":
-    """Trace a flat graph of a traced gradient."""
-    concrete, held = _trace_flat(graph, shared or Shared())
+    """Trace a flat graph of a traced gradient.
+
+    Its weights stay outside, however small: TensorFlow would fold those that it sees into one another, and
+    at a tie of a ReLU the last bit decides about a slope.
+    """
+    weights = {
+        name
+        for name, value in graph.constants.items()
+        if value.size > SCALARS and tf.as_dtype(value.dtype).is_floating
+    }
+    concrete, held = _trace_flat(graph, weights, shared or Shared())
     return Gradient(concrete, inputs, outputs, differentiable, keep=held)
 
 
-def _trace_flat(graph: FlatGraph, shared: Shared) -> tuple[Any, dict[str, Tensor]]:
-    """Return the function that computes a graph, and the large constants that it takes from outside."""
-    held = {name: shared.tensor(value) for name, value in graph.constants.items() if value.nbytes > EMBEDDED}
+def _trace_flat(graph: FlatGraph, outside: Collection[str], shared: Shared) -> tuple[Any, dict[str, Tensor]]:
+    """Return the function that computes a graph, and the constants that it takes from outside."""
+    held = {name: shared.tensor(graph.constants[name]) for name in outside}
     definition = graph.definition(graph.constants.keys() - held.keys())
 
     def compute(*tensors: Tensor) -> list[Tensor]:

@@ -1,20 +1,21 @@
 """Loads one version of a model: from a directory to a servable whose programs are traced, measured and warm.
 
 Called on the loading thread. Tracing happens there; every execution of the model goes through `run`, one
-batch at a time, so that the device can serve others in between.
+batch at a time. The server has this done by a process of its own (`preparing`), where nobody waits for the
+device, and by itself only for what that process cannot hand over.
 """
 
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tensorflow as tf
 
 from vitrail.errors import FailedPrecondition
 from vitrail_server.savedmodel.freeze import freeze
-from vitrail_server.savedmodel.functions import Forward, trace_forward, zeros
+from vitrail_server.savedmodel.functions import Forward, Gradient, trace_forward, zeros
 from vitrail_server.savedmodel.graph import SIGMOID, SOFTMAX, Graph
 from vitrail_server.savedmodel.incremental.budget import CacheBudget
 from vitrail_server.savedmodel.incremental.capability import reason_against, typical_reason
@@ -23,8 +24,8 @@ from vitrail_server.savedmodel.incremental.preparations import Background, Plann
 from vitrail_server.savedmodel.incremental.weights import Weights
 from vitrail_server.savedmodel.memory import release_memory
 from vitrail_server.savedmodel.predict import Predictors
-from vitrail_server.savedmodel.probe import Behaviour, Run, Sample, common_elements, find_gradient, observe
-from vitrail_server.savedmodel.programs import Differentiate, Evaluate
+from vitrail_server.savedmodel.probe import Run, Sample, common_elements, find_gradient, observe
+from vitrail_server.savedmodel.programs import BatchProgram, Differentiate, Evaluate
 from vitrail_server.savedmodel.signature import (
     Exported,
     NotExplainable,
@@ -42,7 +43,6 @@ from vitrail_server.servable import (
     ModelSettings,
     OwnProgram,
     Program,
-    Servable,
     Signature,
     Task,
     WindowGrid,
@@ -51,6 +51,10 @@ from vitrail_server.wording import reason_of
 from vitrail_server.work import Kind, PredictRows
 
 log = logging.getLogger(__name__)
+
+Complete = Callable[[Signature], tuple[Signature, ModelSettings]]
+
+NOT_TRIED = "freezing it ended the process that tried it"
 
 TRIAL = 2
 """Images in the batch that probes a model: enough to tell a row per image and a dependent batch."""
@@ -68,13 +72,11 @@ class SavedModelLoader:
         *,
         time_slice: float,
         batch_bytes: int,
-        background: Background,
-        caches: CacheBudget,
+        planning: "Planning | None" = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Plans of incremental occlusions are made in the `background`, and keep what `caches` allow."""
-        self._background = background
-        self._caches = caches
+        """Without `planning`, incremental occlusions are only said to be possible."""
+        self._planning = planning
         self._time_slice = time_slice
         self._batch_bytes = batch_bytes
         self._clock = clock
@@ -85,15 +87,16 @@ class SavedModelLoader:
         name: str,
         version: int,
         path: Path,
-        complete: Callable[[Signature], tuple[Signature, ModelSettings]],
+        complete: Complete,
         run: Run,
-    ) -> Servable:
+        freezes: bool = True,
+    ) -> "LoadedModel":
         """Return the version whose SavedModel is at `path`, ready to serve.
 
         `complete` gives the part of the signature that is served and the settings that fit it: an image
         input of the shape (batch, height, width, channels) and the sizes where these are free, or why the
         model has none. `run` executes a call on the device's thread at the lowest priority and returns
-        its result.
+        its result. Unless it `freezes`, forwards run on the signature.
 
         Raises:
             FailedPrecondition: the model cannot be served; the message says why and what would work.
@@ -106,15 +109,14 @@ class SavedModelLoader:
         known = Description(name, version, signature, settings, "REGRESSION", frozenset(), {}, Capabilities())
         if settings.image_input is not None:
             try:
-                return self._explained(exported, known, run)
+                return self._explained(exported, known, run, freezes=freezes)
             except NotExplainable as error:
                 settings = replace(settings, image_input=None, image_reason=error.message)
         forward = trace_forward(exported, tuple(signature.outputs))
         seconds = self._warm(forward, signature, run)
-        description = _unexplained(known, settings)
-        return LoadedModel(description, {}, _predictors(forward, description, seconds))
+        return LoadedModel(_unexplained(known, settings), forward, whole=forward, seconds=seconds)
 
-    def _explained(self, exported: Exported, known: Description, run: Run) -> Servable:
+    def _explained(self, exported: Exported, known: Description, run: Run, *, freezes: bool) -> "LoadedModel":
         """Return the version with the programs that explain it.
 
         Raises:
@@ -122,14 +124,16 @@ class SavedModelLoader:
 
         """
         signature, settings = known.signature, known.settings
-        samples = _samples(known)
+        samples = samples_of(known)
         sample, *others = samples.values()
 
         forward = trace_forward(exported, per_image_outputs(signature))
         graph = Graph(forward.concrete)
         behaviour = observe(forward, batch_size_of(signature), sample, run)
         elements = common_elements(forward, behaviour, others, run)
-        forward, frozen_reason = freeze(forward, behaviour, sample, run)
+        frozen_reason = NOT_TRIED
+        if freezes:
+            forward, frozen_reason = freeze(forward, behaviour, sample, run)
         gradient, gradient_reason = find_gradient(exported, tuple(elements), behaviour, sample, run)
 
         bench = Bench(
@@ -141,16 +145,22 @@ class SavedModelLoader:
             fixed_batch_size=behaviour.only_batch_size,
             activations=graph.activations(),
         )
-        programs: dict[tuple[Kind, ImageSize], Program] = {}
+        programs: dict[tuple[Kind, ImageSize], BatchProgram] = {}
         for size, each in samples.items():
             programs[Kind.FORWARD, size] = bench.program(Evaluate(forward), each, min(elements))
             if gradient:
                 tried = min(gradient.differentiable)
                 programs[Kind.GRADIENT, size] = bench.program(Differentiate(gradient), each, tried)
 
-        preparations, incremental_reason = self._incremental(
-            known, behaviour, forward, frozen_reason, tuple(elements), samples, programs, run
-        )
+        graphs: Mapping[ImageSize, SizedGraph] = {}
+        incremental_reason = reason_against(settings, behaviour, forward, frozen_reason)
+        if not incremental_reason:
+            try:
+                graphs = sized_graphs(known, forward)
+                incremental_reason = typical_reason(graphs)
+            except Exception as error:  # whatever it is, the full forward still works
+                log.exception("the graph of model %s could not be read for incremental occlusion", known.name)
+                incremental_reason = f"the graph could not be read: {reason_of(error)}"
         producers = {name: graph.producer(place) for place, name in enumerate(forward.outputs)}
         description = replace(
             known,
@@ -173,49 +183,10 @@ class SavedModelLoader:
         )
         served = tuple(signature.outputs)
         whole = forward if set(served) <= set(forward.outputs) else trace_forward(exported, served)
-        return LoadedModel(description, programs, _predictors(whole, description), preparations)
-
-    def _incremental(
-        self,
-        known: Description,
-        behaviour: Behaviour,
-        forward: Forward,
-        frozen_reason: str,
-        outputs: tuple[str, ...],
-        samples: Mapping[ImageSize, Sample],
-        programs: Mapping[tuple[Kind, ImageSize], Program],
-        run: Run,
-    ) -> tuple[Preparations | None, str]:
-        """Return where plans of incremental occlusions are made; or None, and why there are none."""
-        reason = reason_against(known.settings, behaviour, forward, frozen_reason)
-        if reason or forward.flat is None:
-            return None, reason
-        image = forward.flat.inputs[forward.inputs.index(known.image.name)]
-        try:
-            graphs = {size: SizedGraph(forward.flat, image, size) for size in samples}
-            reason = typical_reason(graphs)
-        except Exception as error:  # whatever it is, the full forward still works
-            log.exception("the graph of model %s could not be read for incremental occlusion", known.name)
-            return None, f"the graph could not be read: {reason_of(error)}"
-        model = PlannedModel(
-            graphs=graphs,
-            weights=Weights(forward.flat.constants, forward.held),
-            forward=forward,
-            inputs=forward.inputs,
-            outputs=forward.outputs,
-            explained=outputs,
-            samples=samples,
-            programs={size: programs[Kind.FORWARD, size] for size in samples},
-            max_batch_size=known.settings.max_batch_size,
-        )
-        return Preparations(
-            model,
-            run=run,
-            background=self._background,
-            budget=self._caches,
-            time_slice=self._time_slice,
-            clock=self._clock,
-        ), reason
+        preparations = None
+        if self._planning and not incremental_reason:
+            preparations = self._planning.preparations(description, forward, graphs, samples, programs, run)
+        return LoadedModel(description, forward, gradient, programs, preparations, whole=whole)
 
     def _warm(self, forward: Forward, signature: Signature, run: Run) -> float:
         """Run one row of zeros, and return the seconds that it takes once it is warm; 0 if it fails."""
@@ -231,20 +202,71 @@ class SavedModelLoader:
         return self._clock() - began
 
 
+@dataclass(frozen=True, slots=True)
+class Planning:
+    """Where plans of incremental occlusions are made, and within which bounds."""
+
+    background: Background
+    budget: CacheBudget
+    time_slice: float
+    clock: Callable[[], float] = time.perf_counter
+
+    def preparations(
+        self,
+        description: Description,
+        forward: Forward,
+        graphs: Mapping[ImageSize, SizedGraph],
+        samples: Mapping[ImageSize, Sample],
+        programs: Mapping[tuple[Kind, ImageSize], Program],
+        run: Run,
+    ) -> Preparations:
+        """Return where the plans of a model are made; its forward is a flat graph."""
+        if forward.flat is None:
+            raise ValueError("a model on its signature has no graph to plan with")
+        model = PlannedModel(
+            graphs=graphs,
+            weights=Weights(forward.flat.constants, forward.held),
+            forward=forward,
+            inputs=forward.inputs,
+            outputs=forward.outputs,
+            explained=tuple(description.output_elements),
+            samples=samples,
+            programs={size: programs[Kind.FORWARD, size] for size in samples},
+            max_batch_size=description.settings.max_batch_size,
+        )
+        return Preparations(
+            model,
+            run=run,
+            background=self.background,
+            budget=self.budget,
+            time_slice=self.time_slice,
+            clock=self.clock,
+        )
+
+
 class LoadedModel:
     """One loaded version: a `servable.Servable`."""
 
     def __init__(
         self,
         description: Description,
-        programs: Mapping[tuple[Kind, ImageSize], Program],
-        predictors: Predictors,
+        forward: Forward,
+        gradient: Gradient | None = None,
+        programs: Mapping[tuple[Kind, ImageSize], BatchProgram] | None = None,
         preparations: Preparations | None = None,
+        *,
+        whole: Forward,
+        seconds: float = 0.0,
     ) -> None:
+        """`forward` and `gradient` are what `programs` are made of; `whole` has all outputs served."""
         self.description = description
+        self.forward: Forward | None = forward
+        self.gradient = gradient
+        self.programs = dict(programs or {})
         self._preparations = preparations
-        self._programs = dict(programs)
-        self._predictors: Predictors | None = predictors
+        self._predictors: Predictors | None = Predictors(
+            whole, max(1, description.settings.max_request_batch), seconds=seconds
+        )
 
     def program(self, kind: Kind, image_size: ImageSize) -> Program:
         """Return the program for images of one of the sizes served.
@@ -257,7 +279,7 @@ class LoadedModel:
             raise FailedPrecondition(self.description.settings.image_reason)
         if kind is Kind.GRADIENT and self.description.capabilities.gradient_reason:
             raise FailedPrecondition(self.description.capabilities.gradient_reason)
-        return self._programs[kind, image_size]
+        return self.programs[kind, image_size]
 
     def incremental(self, image_size: ImageSize, grid: WindowGrid) -> OwnProgram | None:
         """Return a program for one occlusion with these windows; None: it runs in full."""
@@ -268,12 +290,12 @@ class LoadedModel:
         if self._predictors is None:
             raise RuntimeError("the version is closed")
         size = self._image_size(rows)
-        return self._predictors.program(rows) if size is None else self._programs[Kind.FORWARD, size]
+        return self._predictors.program(rows) if size is None else self.programs[Kind.FORWARD, size]
 
     def close(self) -> None:
         """Give the memory back; called once, after the last handle is released."""
-        self._programs.clear()
-        self._predictors = None
+        self.programs.clear()
+        self.forward = self.gradient = self._predictors = None
         if self._preparations is not None:
             self._preparations.close()
         release_memory()
@@ -289,10 +311,6 @@ class LoadedModel:
         return (height, width) if (height, width) in description.image_sizes else None
 
 
-def _predictors(forward: Forward, description: Description, seconds: float = 0.0) -> Predictors:
-    return Predictors(forward, max(1, description.settings.max_request_batch), seconds=seconds)
-
-
 def _unexplained(known: Description, settings: ModelSettings) -> Description:
     reason = settings.image_reason
     return replace(
@@ -303,7 +321,16 @@ def _unexplained(known: Description, settings: ModelSettings) -> Description:
     )
 
 
-def _samples(known: Description) -> dict[ImageSize, Sample]:
+def sized_graphs(known: Description, forward: Forward) -> dict[ImageSize, SizedGraph]:
+    """Return the graph of a forward for each image size."""
+    if forward.flat is None:
+        raise ValueError("a model on its signature has no graph to plan with")
+    image = forward.flat.inputs[forward.inputs.index(known.image.name)]
+    return {size: SizedGraph(forward.flat, image, size) for size in known.image_sizes}
+
+
+def samples_of(known: Description) -> dict[ImageSize, Sample]:
+    """Return random images to try a model with, by size."""
     image_input = known.image.name
     count = min(TRIAL, known.settings.max_batch_size or TRIAL)
     return {

@@ -155,7 +155,7 @@ class BatchProgram:
         self.seconds = seconds
         self._computation = computation
         self._layout = layout
-        self._fixed = fixed
+        self.fixed = fixed
         self._clock = clock
         self._buffer = RowBuffer(layout, batch_size)
 
@@ -176,7 +176,7 @@ class BatchProgram:
 
     def halve(self) -> bool:
         """Halve the batch size after running out of memory; False if it is 1, or fixed, already."""
-        if self._fixed or self.batch_size == 1:
+        if self.fixed or self.batch_size == 1:
             return False
         self.batch_size //= 2
         self.seconds /= 2

@@ -1,0 +1,183 @@
+"""What one process finds out about a model and hands to another: facts, flat graphs, and their constants.
+
+The constants go through a file, each of them once; the rest is small.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from vitrail_server.savedmodel.flat import FlatGraph
+from vitrail_server.savedmodel.flatten import flatten
+from vitrail_server.savedmodel.functions import EMBEDDED, Gradient, Shared, flat_forward, flat_gradient
+from vitrail_server.savedmodel.loader import LoadedModel, Planning, samples_of, sized_graphs
+from vitrail_server.savedmodel.messages import NotPrepared, PackedGradient, PackedGraph, Place, Prepared
+from vitrail_server.savedmodel.probe import Run, Sample, example_rows
+from vitrail_server.savedmodel.programs import BatchProgram, Computation, Differentiate, Evaluate
+from vitrail_server.savedmodel.rows import RowBuffer
+from vitrail_server.servable import ImageSize
+from vitrail_server.work import Kind
+
+ALIKE = 0.9999
+"""The cosine of two gradients that are the same."""
+
+ALIGNMENT = 64
+"""Bytes. TensorFlow computes with memory that is aligned so."""
+
+
+@dataclass(slots=True)
+class ConstantsWriter:
+    """Writes constants to a file, equal ones once."""
+
+    path: Path
+    _places: dict[bytes, Place] = field(default_factory=dict)
+
+    def write(self, graph: FlatGraph) -> PackedGraph:
+        """Write a graph's constants and return the graph without them."""
+        places = {name: self._place(value) for name, value in graph.constants.items()}
+        definition = graph.definition(embed=()).SerializeToString()
+        return PackedGraph(definition, places, graph.inputs, graph.outputs)
+
+    def _place(self, value: NDArray[Any]) -> Place:
+        dtype, content = tf.as_dtype(value.dtype).name, np.ascontiguousarray(value).tobytes()
+        key = blake2b(content, key=f"{dtype}{value.shape}".encode()[:64]).digest()
+        if key not in self._places:
+            with self.path.open("ab") as file:
+                file.write(b"\0" * (-file.tell() % ALIGNMENT))
+                self._places[key] = Place(file.tell(), dtype, value.shape)
+                file.write(content)
+        return self._places[key]
+
+
+class ConstantsReader:
+    """Reads constants back; the same array every time."""
+
+    def __init__(self, path: Path) -> None:
+        self._content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
+        self._arrays: dict[Place, NDArray[Any]] = {}
+
+    def read(self, packed: PackedGraph) -> FlatGraph:
+        """Return a graph with its constants."""
+        definition = tf.compat.v1.GraphDef.FromString(packed.definition)
+        return FlatGraph(
+            nodes={node.name: node for node in definition.node if node.name not in packed.constants},
+            constants={name: self._array(place) for name, place in packed.constants.items()},
+            inputs=packed.inputs,
+            outputs=packed.outputs,
+            library=definition.library,
+            versions=definition.versions,
+        )
+
+    def _array(self, place: Place) -> NDArray[Any]:
+        if place not in self._arrays:
+            dtype = np.dtype(tf.as_dtype(place.dtype).as_numpy_dtype)
+            size = int(np.prod(place.shape)) * dtype.itemsize
+            array = self._content[place.start : place.start + size].view(dtype).reshape(place.shape)
+            # The large ones become tensors; the small ones must outlive the file.
+            self._arrays[place] = array if size > EMBEDDED else np.array(array)
+        return self._arrays[place]
+
+
+def pack(model: LoadedModel, directory: Path) -> Prepared:
+    """Return what another process needs to serve a model, and write its constants to a new file there.
+
+    Raises:
+        NotPrepared: that is not possible.
+
+    """
+    forward, description = model.forward, model.description
+    reason = description.capabilities.frozen_reason
+    if forward is None or forward.flat is None or reason:
+        raise NotPrepared(reason or "the model has no image")
+    missing = description.signature.outputs.keys() - set(forward.outputs)
+    if missing:
+        raise NotPrepared(f"the outputs {sorted(missing)} have no row per image")
+    writer = ConstantsWriter(directory / "constants")
+    writer.path.write_bytes(b"")
+    packed_gradient = None
+    if model.gradient is not None:
+        graph = _flat_gradient(model.gradient, *samples_of(description).values())
+        packed_gradient = PackedGradient(
+            writer.write(graph), model.gradient.inputs, model.gradient.outputs, model.gradient.differentiable
+        )
+    return Prepared(
+        description=description,
+        forward=writer.write(forward.flat),
+        inputs=forward.inputs,
+        outputs=forward.outputs,
+        gradient=packed_gradient,
+        constants=writer.path.name,
+        fixed=any(program.fixed for program in model.programs.values()),
+    )
+
+
+def unpack(prepared: Prepared, constants: Path, planning: Planning, run: Run) -> LoadedModel:
+    """Return the model, traced, with every program run once on the calling thread.
+
+    A function's first call prepares it, which takes longer than any later one; on the calling thread it
+    makes no batch wait for it. `run` is for the trials of later plans.
+    """
+    reader, shared = ConstantsReader(constants), Shared()
+    forward = flat_forward(reader.read(prepared.forward), prepared.inputs, prepared.outputs, shared)
+    gradient = None
+    if prepared.gradient is not None:
+        packed = prepared.gradient
+        gradient = flat_gradient(
+            reader.read(packed.graph), packed.inputs, packed.outputs, packed.differentiable, shared
+        )
+    programs = dict(_programs(prepared, forward_computation=Evaluate(forward), gradient=gradient))
+    description, preparations = prepared.description, None
+    if not description.capabilities.incremental_reason:
+        graphs, samples = sized_graphs(description, forward), samples_of(description)
+        preparations = planning.preparations(description, forward, graphs, samples, programs, run)
+    return LoadedModel(description, forward, gradient, programs, preparations, whole=forward)
+
+
+def _programs(
+    prepared: Prepared, forward_computation: Computation, gradient: Gradient | None
+) -> Iterator[tuple[tuple[Kind, ImageSize], BatchProgram]]:
+    samples = samples_of(prepared.description)
+    for chosen in prepared.description.capabilities.batch_sizes:
+        sample = samples[chosen.image_size]
+        output = min(prepared.description.output_elements)
+        computation = forward_computation
+        if chosen.kind is Kind.GRADIENT:
+            if gradient is None:
+                raise ValueError("a gradient was measured, but is not there")
+            computation, output = Differentiate(gradient), min(gradient.differentiable)
+        program = BatchProgram(computation, sample.layout, chosen.batch_size, fixed=prepared.fixed)
+        program.execute([example_rows(chosen.kind, sample.subjects[0], output, chosen.batch_size)])
+        program.seconds = chosen.seconds
+        yield (chosen.kind, chosen.image_size), program
+
+
+def _flat_gradient(gradient: Gradient, *samples: Sample) -> FlatGraph:
+    """Return the gradient as a flat graph, tried."""
+    graph = flatten(gradient.concrete)
+    flat = flat_gradient(graph, gradient.inputs, gradient.outputs, gradient.differentiable)
+    for sample in samples:
+        expected, found = (_slopes(each, sample) for each in (gradient, flat))
+        if not _alike(expected, found):
+            raise NotPrepared("the flat gradient differs from the signature's")
+    return graph
+
+
+def _alike(expected: NDArray[np.float32], found: NDArray[np.float32]) -> bool:
+    """Return whether gradients are the same but for single pixels, which a tie of a ReLU may change."""
+    some, others = expected.ravel().astype(np.float64), found.ravel().astype(np.float64)
+    if not np.isfinite(some).all():
+        return bool(np.array_equal(some, others, equal_nan=True))
+    return bool(np.dot(some, others) >= ALIKE * np.sqrt(np.dot(some, some) * np.dot(others, others)))
+
+
+def _slopes(gradient: Gradient, sample: Sample) -> NDArray[np.float32]:
+    output = min(gradient.differentiable)
+    rows = [example_rows(Kind.GRADIENT, subject, output, 1) for subject in sample.subjects]
+    results = Differentiate(gradient)(RowBuffer(sample.layout, len(rows)), rows)
+    return np.stack([result.gradients for result in results if result.gradients is not None])

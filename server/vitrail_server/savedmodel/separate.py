@@ -1,0 +1,265 @@
+"""Loads models with the help of a process that prepares them (`preparing`).
+
+What comes back is traced here and run once. What the process cannot hand over, because it cannot become a
+flat graph, is loaded here as well.
+"""
+
+import logging
+import multiprocessing
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from vitrail.errors import FailedPrecondition, Unavailable
+from vitrail_server.savedmodel.incremental.budget import CacheBudget
+from vitrail_server.savedmodel.messages import (
+    Answer,
+    Completion,
+    Prepared,
+    Refused,
+    Taken,
+    Task,
+    Unprepared,
+)
+from vitrail_server.servable import ModelSettings, Signature
+from vitrail_server.work import OutOfMemory
+
+if TYPE_CHECKING:
+    from vitrail_server.savedmodel.incremental.preparations import Background
+    from vitrail_server.savedmodel.loader import Complete, LoadedModel
+    from vitrail_server.savedmodel.probe import Run
+
+LONGEST_SECONDS = 900.0
+"""How long preparing one version may take."""
+
+GONE = EOFError, BrokenPipeError, ConnectionResetError
+"""What a connection raises whose other end is closed."""
+
+log = logging.getLogger(__name__)
+
+
+class Died(Exception):
+    """The process ended, or was ended, while it had a task; the message says how."""
+
+
+class NotStarted(Exception):
+    """There is no process to give a task to; the message says why."""
+
+
+class PreparingProcess:
+    """The process, started when it is needed; it ends by itself when it is idle."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._closed = False
+
+    def start(self) -> None:
+        """Start the process, if there is none or it has ended.
+
+        Raises:
+            NotStarted: that is not possible.
+            Unavailable: the server is shutting down.
+
+        """
+        if self._process is not None and self._process.poll() is None:
+            return
+        self._end()
+        here, there = multiprocessing.Pipe()
+        with there:
+            command = [sys.executable, "-m", "vitrail_server.savedmodel.preparing", str(there.fileno())]
+            try:
+                # In a session of its own, so that what interrupts the server by keyboard does not reach it.
+                self._process = subprocess.Popen(  # noqa: S603 - our own module
+                    command,
+                    pass_fds=[there.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},  # it prepares for the CPU
+                    start_new_session=True,
+                )
+            except OSError as error:
+                here.close()
+                raise NotStarted(f"the process that prepares models does not start: {error}") from error
+        self._connection = here
+
+    def prepare(self, task: Task, complete: "Complete") -> Prepared | Unprepared:
+        """Have a version prepared.
+
+        Raises:
+            Died: the process did.
+            NotStarted: there is none.
+            FailedPrecondition: the model cannot be served.
+            OutOfMemory: not even one image fits.
+
+        """
+        connection = self._given(task)
+        try:
+            while True:
+                match self._receive(connection):
+                    case Signature() as signature:
+                        connection.send(Completion(_completed(connection, signature, complete)))
+                    case Refused(message, out_of_memory):
+                        raise OutOfMemory(message) if out_of_memory else FailedPrecondition(message)
+                    case Prepared() | Unprepared() as answer:
+                        return answer
+                    case Taken():
+                        pass
+        except GONE as error:
+            raise Died(self._end()) from error
+
+    def close(self) -> None:
+        """End the process, for good; from any thread. What waits for it fails with `Unavailable`."""
+        self._closed = True
+        if self._process is not None:
+            self._process.kill()
+
+    def _given(self, task: Task) -> Connection:
+        """Give the task to the process; to another one if it has just ended because it was idle."""
+        for _ in range(2):
+            self.start()
+            if self._connection is None:
+                break
+            try:
+                self._connection.send(task)
+                self._receive(self._connection)
+            except GONE:
+                self._end()
+            else:
+                return self._connection
+        raise NotStarted("the process that prepares models ends at once")
+
+    def _receive(self, connection: Connection) -> Answer:
+        if not connection.poll(LONGEST_SECONDS):
+            if self._process is not None:
+                self._process.kill()
+            self._end()
+            raise Died(f"it took longer than {LONGEST_SECONDS:.0f} s")
+        answer: Answer = connection.recv()
+        return answer
+
+    def _end(self) -> str:
+        """Forget the process, which has ended or is about to, and return how it ended."""
+        ended = ""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        if self._process is not None:
+            status = self._process.wait()
+            self._process = None
+            ended = f"signal {-status}" if status < 0 else f"status {status}"
+        if self._closed:
+            raise Unavailable("the server is shutting down")
+        return f"the process that tried it ended with {ended}"
+
+
+class SeparateLoader:
+    """Loads SavedModels; the bounds are those of `SavedModelLoader`. One load at a time."""
+
+    def __init__(
+        self,
+        *,
+        time_slice: float,
+        batch_bytes: int,
+        caches: CacheBudget,
+        intra_op_threads: int = 0,
+        inter_op_threads: int = 0,
+    ) -> None:
+        """Plans of incremental occlusions keep what `caches` allow."""
+        self._caches = caches
+        self._time_slice = time_slice
+        self._batch_bytes = batch_bytes
+        self._threads = intra_op_threads, inter_op_threads
+        self._process = PreparingProcess()
+        self._imported = False
+
+    def start(self) -> None:
+        """Start the process already; TensorFlow, which takes seconds, is imported in both at a time."""
+        with suppress(NotStarted):  # a load will find that out
+            self._process.start()
+
+    def load(
+        self,
+        *,
+        name: str,
+        version: int,
+        path: Path,
+        complete: "Complete",
+        run: "Run",
+        background: "Background",
+        separate: bool = True,
+    ) -> "LoadedModel":
+        """Return the version whose SavedModel is at `path`, ready to serve; see `SavedModelLoader.load`.
+
+        Plans of incremental occlusions are made in the `background`. Unless it is prepared `separate`,
+        everything is done by this process.
+
+        Raises:
+            FailedPrecondition: the model cannot be served; the message says why and what would work.
+            OutOfMemory: not even one image fits.
+
+        """
+        from vitrail_server.savedmodel.loader import Planning, SavedModelLoader
+        from vitrail_server.savedmodel.memory import leave_imports_alone, release_memory
+        from vitrail_server.savedmodel.platform import configure
+        from vitrail_server.savedmodel.prepared import unpack
+
+        configure(*self._threads)
+        if not self._imported:
+            leave_imports_alone()
+            self._imported = True
+        planning = Planning(background, self._caches, self._time_slice)
+        freezes = True
+        if separate:
+            with TemporaryDirectory(prefix="vitrail-prepared-") as directory:
+                answer, freezes = self._prepared(name, version, path, Path(directory), complete)
+                if isinstance(answer, Prepared):
+                    model = unpack(answer, Path(directory, answer.constants), planning, run)
+                    release_memory()
+                    return model
+            log.info("model %s version %d is loaded beside what is served: %s", name, version, answer.reason)
+        loader = SavedModelLoader(
+            time_slice=self._time_slice, batch_bytes=self._batch_bytes, planning=planning
+        )
+        model = loader.load(
+            name=name, version=version, path=path, complete=complete, run=run, freezes=freezes
+        )
+        release_memory()
+        return model
+
+    def close(self) -> None:
+        """End the process; from any thread. A load that waits for it fails with `Unavailable`."""
+        self._process.close()
+
+    def _prepared(
+        self, name: str, version: int, path: Path, directory: Path, complete: "Complete"
+    ) -> tuple[Prepared | Unprepared, bool]:
+        """Return what the process makes of a version, and whether it survived freezing it."""
+        bounds = self._time_slice, self._batch_bytes, *self._threads
+        how = ""
+        for freezes in (True, False):
+            task = Task(name, version, path, directory, freezes, *bounds)
+            try:
+                return self._process.prepare(task, complete), freezes
+            except Died as error:
+                how = str(error)
+                log.warning("model %s version %d, frozen %s: %s", name, version, freezes, how)
+            except NotStarted as error:
+                return Unprepared(str(error)), freezes
+        raise FailedPrecondition(
+            f"TensorFlow cannot run this model here, frozen or not: {how}; the server's log says more"
+        )
+
+
+def _completed(
+    connection: Connection, signature: Signature, complete: "Complete"
+) -> tuple[Signature, ModelSettings]:
+    try:
+        return complete(signature)
+    except BaseException:
+        connection.send(Completion(None))
+        raise

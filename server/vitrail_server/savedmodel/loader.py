@@ -182,7 +182,10 @@ class SavedModelLoader:
             ),
         )
         served = tuple(signature.outputs)
-        whole = forward if set(served) <= set(forward.outputs) else trace_forward(exported, served)
+        whole = forward
+        if not set(served) <= set(forward.outputs):
+            whole = trace_forward(exported, served)
+            self._warm(whole, signature, run)
         preparations = None
         if self._planning and not incremental_reason:
             preparations = self._planning.preparations(description, forward, graphs, samples, programs, run)

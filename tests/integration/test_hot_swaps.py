@@ -25,8 +25,7 @@ from rpc.messages import occlusion, spec
 from vitrail.errors import Internal
 from vitrail.v1 import explanation_pb2 as pb
 from vitrail.v1.explanation_pb2_grpc import ExplanationServiceStub
-from vitrail_server.metrics import Metrics
-from vitrail_server.repository.state import IndexEntry, State
+from vitrail_server.repository.state import IndexEntry
 from vitrail_server.servable import Servable
 from vitrail_server.server import Server
 
@@ -47,30 +46,9 @@ def write(version: Path, factor: float) -> None:
     made.rename(version / "model.savedmodel")
 
 
-class WaitingMetrics(Metrics):
-    """Metrics that let a test wait for a state."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._entered: set[tuple[str, int, State]] = set()
-        self._changed = asyncio.Event()
-
-    def model_state(self, name: str, version: int, state: State, reason: str) -> None:
-        super().model_state(name, version, state, reason)
-        self._entered.add((name, version, state))
-        self._changed.set()
-
-    async def reached(self, name: str, version: int, state: State) -> None:
-        while (name, version, state) not in self._entered:
-            self._changed.clear()
-            await self._changed.wait()
-
-
 @asynccontextmanager
-async def running(
-    repository: Path, metrics: Metrics | None = None, **settings: object
-) -> AsyncIterator[tuple[Server, grpc.aio.Channel]]:
-    async with Server(settings_of(repository, **settings), metrics=metrics) as server:
+async def running(repository: Path) -> AsyncIterator[tuple[Server, grpc.aio.Channel]]:
+    async with Server(settings_of(repository)) as server:
         await server.load()
         async with grpc.aio.insecure_channel(f"{ADDRESS}:{server.grpc_port}") as channel:
             yield server, channel
@@ -147,23 +125,6 @@ def served_now(server: Server, number: int) -> "weakref.ref[Servable]":
     """Return what serves now, without holding it."""
     with server.manager.handle("m", number) as handle:
         return weakref.ref(handle.servable)
-
-
-async def test_new_content_is_found_by_polling(tmp_path: Path) -> None:
-    repository = tmp_path / "repository"
-    write(repository / "m" / "1", 1)
-    metrics = WaitingMetrics()
-    async with running(
-        repository, metrics, model_control_mode="poll", load_model=(), repository_poll_secs=0.05
-    ) as (
-        server,
-        _,
-    ):
-        await asyncio.to_thread(write, repository / "m" / "2", 2)
-        model = server.manager._models["m"]  # type: ignore[index]
-        await metrics.reached("m", 2, State.AVAILABLE)
-        await model.left()
-        assert model.state_of(1) is State.END
 
 
 WARMUP = """

@@ -426,6 +426,19 @@ async def test_several_repositories_are_one(tmp_path: Path) -> None:
     assert scene.answers("a") == (2, 1)
 
 
+async def test_a_repository_that_is_gone_keeps_no_model_of_another_from_being_loaded(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    write_model(one, "a", 1)
+    write_model(two, "b", 1)
+    scene = Scene(one, two, mode="explicit")
+    manager = await scene.started()
+    one.rename(tmp_path / "gone")
+    await manager.load("b")
+    assert scene.answers("b") == (1, 1)
+    assert await manager.index() == [IndexEntry("b", "1", "READY", "")]
+    assert "failed to poll from model repository" in (await refused(manager.load("a"))).message
+
+
 async def test_a_model_in_two_repositories_is_unavailable(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     write_model(one, "m", 1)

@@ -229,13 +229,26 @@ async def test_a_repository_that_cannot_be_listed_unloads_nothing(
     repository.rename(elsewhere)
     await polled(scene, 3)
     assert scene.answers("m") == (1, 1)
-    assert set(caplog.messages) == {
-        f"the model repository cannot be read: the model repository {str(repository)!r} is not a directory"
-    }
+    assert caplog.messages == [
+        f"the model repository {str(repository)!r} is not a directory: its models stay in service"
+    ]
+    assert await scene.manager.index() == [IndexEntry("m", "1", "READY", "")]
     elsewhere.rename(repository)
     write_model(repository, "m", 2, add=True)
     await polled(scene)
     assert scene.answers("m") == (2, 1)
+
+
+async def test_a_repository_that_cannot_be_listed_does_not_stop_the_others(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    write_model(one, "a", 1)
+    write_model(two, "b", 1)
+    scene = await polling(one, two)
+    shutil.rmtree(one)
+    write_model(two, "b", 2, add=True)
+    await polled(scene)
+    assert scene.answers("a") == (1, 1)
+    assert scene.answers("b") == (2, 1)
 
 
 async def test_a_repository_that_looks_empty_unloads_nothing(

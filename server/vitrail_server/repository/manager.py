@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vitrail.errors import FailedPrecondition, Internal, NotFound, Unavailable, VitrailError
+from vitrail.errors import Internal, NotFound, Unavailable, VitrailError
 from vitrail_server.events import RepositoryEvents
 from vitrail_server.kserve.v2 import model_config_pb2 as triton
 from vitrail_server.repository.choice import RETRY_DELAY, chosen
@@ -78,7 +78,7 @@ class Manager:
             FailedPrecondition: a repository is not a directory.
 
         """
-        look = await self._lanes.repository.run(self._repositories.look)
+        look = await self._lanes.repository.run(partial(self._repositories.look, strict=True))
         for name, fault in look.ignored.items():
             _logger.warning("ignored %s in the model repository: %s", name, fault)
         if self._closed:
@@ -201,22 +201,17 @@ class Manager:
         if self._models is None or self._looked is None or self._closed:
             return
         before = self._looked
-        try:
-            look = await self._lanes.repository.run(self._repositories.look)
-        except (OSError, FailedPrecondition) as error:  # it may be back the next time
-            _logger.warning("the model repository cannot be read: %s", reason_of(error))
-            return
-        self._looked = look
-        for repository in look.empty:
-            if repository not in before.empty:
-                _logger.warning("the model repository %s is empty: its models stay in service", repository)
+        look = self._looked = await self._lanes.repository.run(self._repositories.look)
+        for repository, fault in look.doubtful.items():
+            if repository not in before.doubtful:
+                _logger.warning("%s: its models stay in service", fault)
         changed = []
         for name in sorted({*look.models, *self._models}):
             found, model = look.models.get(name), self._models.get(name)
             if found != before.models.get(name):
                 continue
             if found is None:
-                if model is not None and not _in(model, look.empty):
+                if model is not None and not _in(model, look.doubtful):
                     self._remove(model)
             elif model is None or found != model.attempted:
                 model = self._models.setdefault(name, Model(name, self._events))

@@ -49,8 +49,8 @@ class Look:
     """In the order of their names."""
     ignored: Mapping[str, str]
     """Why a directory is not a model, by name."""
-    empty: Collection[Path]
-    """The repositories without any model."""
+    doubtful: Mapping[Path, str]
+    """The repositories that are empty or cannot be listed, and may be themselves again soon."""
 
 
 class Repositories:
@@ -63,35 +63,45 @@ class Repositories:
     def names(self) -> dict[str, list[Path]]:
         """Return the directories of every model, by name, in the order of the names.
 
-        Raises:
-            FailedPrecondition: a repository is not a directory.
-
+        Repositories that cannot be listed are left out.
         """
-        return _by_name([list_models(repository) for repository in self._paths])
+        return _by_name(self._listings()[0].values())
 
-    def look(self) -> Look:
+    def look(self, *, strict: bool = False) -> Look:
         """Return every model with its stamp.
 
         Raises:
-            FailedPrecondition: a repository is not a directory.
+            FailedPrecondition: `strict`, and a repository cannot be listed.
 
         """
-        listings = [list_models(repository) for repository in self._paths]
+        listings, faults = self._listings()
+        if strict and faults:
+            raise FailedPrecondition(next(iter(faults.values())))
+        empty = {
+            path: f"the model repository {path} is empty"
+            for path, listing in listings.items()
+            if not listing.models
+        }
         return Look(
-            models={name: self._found(name, paths) for name, paths in _by_name(listings).items()},
-            ignored={name: fault for listing in listings for name, fault in listing.ignored.items()},
-            empty=[path for path, listing in zip(self._paths, listings, strict=True) if not listing.models],
+            models={name: self._found(name, paths) for name, paths in _by_name(listings.values()).items()},
+            ignored={name: fault for listing in listings.values() for name, fault in listing.ignored.items()},
+            doubtful={**faults, **empty},
         )
 
     def find(self, name: str) -> Found | None:
-        """Return one model; None if no repository has it.
-
-        Raises:
-            FailedPrecondition: a repository is not a directory.
-
-        """
+        """Return one model; None if no repository that can be listed has it."""
         paths = self.names().get(name)
         return self._found(name, paths) if paths else None
+
+    def _listings(self) -> tuple[dict[Path, RepositoryDirectory], dict[Path, str]]:
+        """Return what each repository holds, and why those that cannot be listed cannot."""
+        listings, faults = {}, {}
+        for path in self._paths:
+            try:
+                listings[path] = list_models(path)
+            except (OSError, FailedPrecondition) as error:
+                faults[path] = reason_of(error)
+        return listings, faults
 
     def _found(self, name: str, paths: list[Path]) -> Found:
         if len(paths) > 1:

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks import limit, loading, peers, scheduler, serving
-from benchmarks.figures import LEAST_ROUNDS, Figure
+from benchmarks import incremental, limit, loading, peers, scheduler, serving
+from benchmarks.figures import LEAST_ROUNDS, Detail, Figure
 from benchmarks.machine import choose_cores, describe, load_average, pin, usable_cores
 from benchmarks.raw import Raw
 from benchmarks.scale import FULL, QUICK, Scale
@@ -31,7 +31,8 @@ class Suite:
 
 
 SUITES: Mapping[str, Suite] = {
-    suite.SUITE: Suite(suite.measure, suite.NEEDS) for suite in (limit, serving, scheduler, peers, loading)
+    suite.SUITE: Suite(suite.measure, suite.NEEDS)
+    for suite in (limit, serving, incremental, scheduler, peers, loading)
 }
 
 
@@ -105,7 +106,14 @@ def run(request: Request) -> list[Figure]:
                 say(f"{figure.suite} {figure.model} {figure.name}: {number(figure.value)} {figure.unit}")
                 figures.append(figure)
         share = all_sides.raw.call(Raw.share_of_core)
-    detail = {"quick": request.quick, "load_average_before": load_before, "share_of_core": share}
+        devices = all_sides.raw.call(Raw.devices)
+    say(f"computed on {', '.join(devices)}")
+    detail: Detail = {
+        "quick": request.quick,
+        "devices": devices,
+        "load_average_before": load_before,
+        "share_of_core": share,
+    }
     return [describe(cores, detail), *figures]
 
 

@@ -7,10 +7,8 @@ below 1 is what no evaluation of every window in full can reach.
 import time
 from collections.abc import Iterator
 
-import numpy as np
-
 from benchmarks.comparison import compared
-from benchmarks.figures import Figure, Target, rounded
+from benchmarks.figures import Figure, Target
 from benchmarks.models import INCREMENTAL
 from benchmarks.raw import Raw
 from benchmarks.scale import Case
@@ -20,10 +18,10 @@ from benchmarks.timing import Cost, alternate, best_batch
 
 SUITE = "incremental"
 
-NEEDS = Needs(plain=lambda case: case.plain and case.incremental, incremental=lambda case: case.incremental)
+NEEDS = Needs(incremental=lambda case: case.incremental)
 
-PATIENCE = 120.0
-"""Seconds in which a plan must be ready; until then the full forward serves."""
+PAUSE = 0.5
+"""Seconds between two looks whether a plan is ready, in which the device is free to make it."""
 
 
 def measure(sides: Sides) -> Iterator[Figure]:
@@ -63,28 +61,15 @@ def _figures(sides: Sides, case: Case) -> Iterator[Figure]:
         ),
         detail={"execution": execution, "executions": sorted({done.execution for done, _ in rounds})},
     )
-    if case.plain:
-        ours, full = rounds[0][0].values, served.occlusion(case.model, image, case.patch).values
-        span = float(full.max() - full.min())
-        yield Figure(
-            SUITE,
-            f"incremental_difference_patch_{case.patch}",
-            case.model,
-            float(np.abs(ours - full).max() / span) if span else 0.0,
-            detail={
-                "how": "the largest difference of the map from the one that evaluates every window in full, "
-                "over that map's span",
-                "span": rounded(span),
-                "output": rounded(rounds[0][0].answer[1]),
-            },
-        )
 
 
 def _warm(sides: Sides, model: str, image: Image, patch: int) -> str:
-    """Make maps until one is incremental, for as long as that may take, and return how the last one was."""
-    end = time.monotonic() + PATIENCE
-    while (execution := sides.served.occlusion(model, image, patch).execution) == "full":
+    """Wait until maps are incremental, for as long as that may take, and return how they are."""
+    end = time.monotonic() + sides.scale.patience
+    while (execution := sides.served.execution(model, image, patch)) == "full":
         if time.monotonic() > end:
             say(f"{model} is not incremental with windows of {patch} x {patch}")
             break
+        time.sleep(PAUSE)
+    sides.served.occlusion(model, image, patch)
     return execution

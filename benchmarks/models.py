@@ -108,7 +108,7 @@ class Entry:
                 (directory / path.name).symlink_to(path)
         config = (self.model.directory / CONFIG_FILE).read_text("utf-8")
         config = re.sub(r"(?m)^name:.*$", f'name: "{self.name}"', config)
-        switch = ""
+        switch = PARAMETER.format(key="vitrail.incremental", value="AUTO" if self.incremental else "OFF")
         (directory / CONFIG_FILE).write_text(config + switch, "utf-8")
 
 

@@ -45,6 +45,13 @@ def use_one_thread() -> None:
     tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
+def devices() -> list[str]:
+    """Return the GPUs by their makers' names, and the CPU."""
+    gpus = tf.config.list_physical_devices("GPU")
+    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+    return [*(str(each.get("device_name", "GPU")) for each in details), "CPU"]
+
+
 def build(name: str) -> keras.Model:
     """Return one of the networks that are made here with random weights, the same ones every time.
 

@@ -67,6 +67,10 @@ class Raw:
                 buffer.fill([(subject, window)])
         return watch.per(repeats)
 
+    def devices(self) -> list[str]:
+        """Return the devices that TensorFlow computes on, the ones that it prefers first."""
+        return self._networks.devices()
+
     def share_of_core(self) -> float | None:
         """Return the median share of its core that the raw side got while it was timed.
 

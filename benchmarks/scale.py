@@ -50,6 +50,8 @@ class Scale:
     """Gradient maps in one round of the figure with another caller's occlusion."""
     loop_windows: int
     """Windows in one round of the peers that take one window after the other."""
+    patience: float
+    """Seconds in which the plan of an incremental occlusion must be ready; until then it runs in full."""
     libraries: bool = False
     """Whether to measure the libraries that `scripts/peers` installs."""
     loading: tuple[str, str] | None = None
@@ -73,6 +75,7 @@ QUICK = Scale(
     outstanding_maps=16,
     latencies=6,
     loop_windows=6,
+    patience=15.0,
 )
 
 FULL = Scale(
@@ -107,6 +110,7 @@ FULL = Scale(
     outstanding_maps=32,
     latencies=12,
     loop_windows=20,
+    patience=60.0,
     libraries=True,
     loading=("mobilenet_v2", "resnet50_v2"),
 )

@@ -95,15 +95,20 @@ class Served:
         if first_tile is None or explanation.summary is None or not explanation.complete:
             raise RuntimeError(f"the server's map of {model} is not complete")
         target = explanation.targets[0]
-        execution = explanation_pb2.Plan.Execution.Name(explanation.plan.execution)
         return Occluded(
             explanation.values,
-            execution.removeprefix("EXECUTION_").lower(),
+            _execution(explanation),
             watch.per(1),
             first_tile,
             explanation.summary.evaluations.done,
             (target.index, target.output),
         )
+
+    def execution(self, model: str, image: Image, patch: int) -> str:
+        """Return how a map would be computed now; no more of it is computed than that takes."""
+        growing = self._client.explain_tiles(image, model=model, method=vitrail.Occlusion(patch))
+        with closing(growing):
+            return _execution(next(growing))
 
     def arrivals(self, model: str, image: Image, patch: int) -> list[float]:
         """Make one map and return the moments when values of further windows arrived."""
@@ -315,6 +320,11 @@ def server(repository: Path, core: int | None, *arguments: str) -> Iterator[Call
                 process.wait(EXIT_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def _execution(explanation: vitrail.Explanation) -> str:
+    name = explanation_pb2.Plan.Execution.Name(explanation.plan.execution)
+    return name.removeprefix("EXECUTION_").lower()
 
 
 def _ready(served: Served, address: str, process: "subprocess.Popen[bytes]") -> Served:

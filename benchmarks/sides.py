@@ -22,7 +22,7 @@ class Needs:
     """What a suite measures with, beside TensorFlow alone."""
 
     plain: Callable[[Case], bool] | None = None
-    """The cases whose models are served, every window evaluated in full. None: no server."""
+    """The cases whose models are served, every window evaluated in full. None: none of them."""
     incremental: Callable[[Case], bool] = lambda _: False
     """The cases whose models are served with incremental occlusions."""
     pebbles: bool = False

@@ -24,6 +24,9 @@ def test_a_repository_holds_every_entry_under_its_own_name_and_nothing_is_left_o
             config = parse_config((directory / "config.pbtxt").read_bytes(), "config.pbtxt")
             assert config.name == entry.name
             assert config.max_batch_size == 4
+            assert config.parameters["vitrail.incremental"].string_value == (
+                "AUTO" if entry.incremental else "OFF"
+            )
             assert (directory / "labels.txt").read_text() == "a\n"
             assert (directory / "1").is_dir()
     assert not repository.exists()

@@ -2,7 +2,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vitrail import Explanation, Occlusion
@@ -208,7 +208,6 @@ def rectangles(draw: st.DrawFn, height: int, width: int) -> tuple[int, int, int,
     return row, column, draw(st.integers(1, height - row)), draw(st.integers(1, width - column))
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_whatever_tiles_come_the_map_is_what_one_pixel_at_a_time_gives(data: st.DataObject) -> None:
     """The oracle pastes in plain loops over a dictionary of pixels."""
@@ -234,7 +233,6 @@ def test_whatever_tiles_come_the_map_is_what_one_pixel_at_a_time_gives(data: st.
         assert (np.isnan(found) and place not in pixels) or found == pixels[place]
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_a_partition_pasted_in_any_order_is_the_whole_map(data: st.DataObject) -> None:
     height, width = data.draw(st.integers(1, 8)), data.draw(st.integers(1, 8))

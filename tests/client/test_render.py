@@ -178,7 +178,7 @@ def test_infinite_values_get_the_last_colour() -> None:
 MAPS = hnp.arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 4)), elements=st.floats(width=32))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @example(np.zeros((3, 3), np.float32))
 @example(np.full((3, 3), 7, np.float32))
 @example(np.full((1, 1), np.nan, np.float32))

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -21,7 +21,6 @@ def test_every_type_of_the_wire_but_unspecified_has_a_numpy_type() -> None:
     assert set(DTYPES) == set(DataType.values()) - {DataType.DATA_TYPE_UNSPECIFIED}
 
 
-@settings(deadline=None)
 @given(
     hnp.arrays(
         st.sampled_from(list(DTYPES.values())), hnp.array_shapes(min_dims=0, max_dims=MAX_RANK, max_side=3)

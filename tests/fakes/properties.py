@@ -1,4 +1,4 @@
-"""How thoroughly properties are tried: no deadlines, because a slow machine is not a wrong answer."""
+"""How thoroughly properties are tried."""
 
 from hypothesis import HealthCheck, settings
 
@@ -8,6 +8,5 @@ def examples(count: int) -> settings:
     return settings(
         max_examples=count,
         stateful_step_count=30,
-        deadline=None,
         suppress_health_check=[HealthCheck.too_slow],
     )

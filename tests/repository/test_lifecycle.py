@@ -261,7 +261,7 @@ async def test_a_version_that_does_not_close_cleanly_ends_all_the_same(
 STEPS = st.lists(st.sampled_from(["load", "allow", "unload", "publish", "pin", "unpin", "turn"]), max_size=25)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(steps=STEPS, broken=st.booleans())
 def test_whatever_happens_states_go_forward_and_a_pinned_version_is_never_closed(
     steps: list[str], broken: bool

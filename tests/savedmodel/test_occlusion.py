@@ -118,7 +118,7 @@ window = st.tuples(st.integers(0, 5), st.integers(0, 4), st.integers(6, 12), st.
 part = st.tuples(st.integers(0, 2), st.lists(window, min_size=1, max_size=3))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(parts=st.lists(part, min_size=1, max_size=3), order=st.permutations(range(3)))
 def test_a_row_has_the_same_bits_in_any_company_order_and_padding(
     saved: Saved, load: Load, parts: list[tuple[int, list[tuple[int, int, int, int]]]], order: list[int]

@@ -80,7 +80,7 @@ def windows(draw: st.DrawFn) -> Window:
 rows_of_a_batch = st.lists(st.tuples(st.integers(0, len(SUBJECTS) - 1), windows()), min_size=1, max_size=3)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(batches=st.lists(rows_of_a_batch, min_size=1, max_size=6))
 def test_a_reused_buffer_holds_what_a_new_one_would(batches: list[list[tuple[int, Window]]]) -> None:
     """Whatever was in a slot before, nothing of it is left."""

@@ -1,0 +1,1 @@
+"""Proves incremental occlusion maps equal to full ones on large networks: `scripts/incremental`."""

@@ -32,7 +32,7 @@ class Objective(Enum):
     """-log y_k, a loss."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Subject:
     """The image of one Run, shared by all its rows."""
 

@@ -23,9 +23,11 @@ from vitrail_server.savedmodel.incremental.graph import SizedGraph
 from vitrail_server.savedmodel.incremental.preparations import Background, PlannedModel, Preparations
 from vitrail_server.savedmodel.incremental.weights import Weights
 from vitrail_server.savedmodel.memory import release_memory
+from vitrail_server.savedmodel.platform import accelerated
 from vitrail_server.savedmodel.predict import Predictors
 from vitrail_server.savedmodel.probe import Run, Sample, common_elements, find_gradient, observe
 from vitrail_server.savedmodel.programs import BatchProgram, Differentiate, Evaluate
+from vitrail_server.savedmodel.resident import ResidentRows
 from vitrail_server.savedmodel.signature import (
     Exported,
     NotExplainable,
@@ -145,9 +147,10 @@ class SavedModelLoader:
             fixed_batch_size=behaviour.only_batch_size,
             activations=graph.activations(),
         )
+        rows = ResidentRows() if accelerated() else None
         programs: dict[tuple[Kind, ImageSize], BatchProgram] = {}
         for size, each in samples.items():
-            programs[Kind.FORWARD, size] = bench.program(Evaluate(forward), each, min(elements))
+            programs[Kind.FORWARD, size] = bench.program(Evaluate(forward, rows), each, min(elements))
             if gradient:
                 tried = min(gradient.differentiable)
                 programs[Kind.GRADIENT, size] = bench.program(Differentiate(gradient), each, tried)

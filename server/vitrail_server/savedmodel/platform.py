@@ -40,6 +40,11 @@ def computing_on(device: str) -> AbstractContextManager[object]:
     return place
 
 
+def accelerated() -> bool:
+    """Whether what this thread computes now is computed by a device with memory of its own."""
+    return "CPU" not in str(tf.constant(0).device)
+
+
 def settle_on(device: str) -> None:
     """Let whatever this thread computes from now on be on one device, as a device's own thread does."""
     computing_on(device).__enter__()

@@ -69,17 +69,29 @@ class Computation(Protocol):
         """Return one result per part; together the parts fit into the buffer."""
 
 
+class RowSource(Protocol):
+    """Builds a padded batch in its own way; see `resident.ResidentRows`."""
+
+    def __call__(self, layout: RowLayout, size: int, parts: Sequence[Rows]) -> Arrays:
+        """Return one array per input of the model, the last row repeated to the end of the batch."""
+
+
 class Evaluate:
     """Forwards of images, whole or with one window hidden each."""
 
     kind = Kind.FORWARD
 
-    def __init__(self, forward: ForwardFunction) -> None:
+    def __init__(self, forward: ForwardFunction, rows: RowSource | None = None) -> None:
+        """`rows` builds batches elsewhere than in the program's buffer. None: nowhere else."""
         self._forward = forward
+        self._rows = rows
 
     def __call__(self, buffer: RowBuffer, parts: Sequence[Rows]) -> list[Result]:
         """Return the outputs; all parts are OccludeRows or PredictRows."""
-        arrays = buffer.fill(row for part in parts for row in self._images(part, buffer.layout))
+        if self._rows is None:
+            arrays = buffer.fill(row for part in parts for row in self._images(part, buffer.layout))
+        else:
+            arrays = self._rows(buffer.layout, buffer.size, parts)
         outputs = self._forward(arrays, {name for part in parts for name in _wanted(part)})
         return [_evaluated(part, outputs, span) for part, span in _spans(parts)]
 

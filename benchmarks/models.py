@@ -5,6 +5,7 @@ fixed seed, and kept in `build/`, which is not under version control.
 """
 
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -104,8 +105,10 @@ class Entry:
         """Make its directory in a repository: the model's own, with another name and one parameter more."""
         directory.mkdir()
         for path in self.model.directory.iterdir():
-            if path.name != CONFIG_FILE:
-                (directory / path.name).symlink_to(path)
+            if path.is_dir():
+                (directory / path.name).symlink_to(path, target_is_directory=True)
+            elif path.name != CONFIG_FILE:
+                shutil.copy(path, directory)  # the server takes no link out of a model's directory
         config = (self.model.directory / CONFIG_FILE).read_text("utf-8")
         config = re.sub(r"(?m)^name:.*$", f'name: "{self.name}"', config)
         switch = PARAMETER.format(key="vitrail.incremental", value="AUTO" if self.incremental else "OFF")

@@ -28,6 +28,7 @@ def test_a_repository_holds_every_entry_under_its_own_name_and_nothing_is_left_o
                 "AUTO" if entry.incremental else "OFF"
             )
             assert (directory / "labels.txt").read_text() == "a\n"
+            assert not (directory / "labels.txt").is_symlink()
             assert (directory / "1").is_dir()
     assert not repository.exists()
     assert (tmp_path / "net" / "labels.txt").exists()

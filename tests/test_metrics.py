@@ -229,6 +229,15 @@ def test_a_version_shows_the_one_state_that_it_is_in() -> None:
         assert shown == {each: float(each is state) for each in State}
 
 
+def test_the_memory_of_a_version_goes_with_it() -> None:
+    metrics = serving(("m", 3))
+    of = {"model": "m", "version": "3"}
+    metrics.model_memory("m", 3, 1 << 20)
+    assert value(metrics, "vitrail_model_memory_bytes", of) == 1 << 20
+    metrics.model_state("m", 3, State.END, "unloaded")
+    assert value(metrics, "vitrail_model_memory_bytes", of) is None
+
+
 def test_a_version_that_failed_to_load_shows_its_end_until_it_is_loaded_again() -> None:
     metrics = Metrics()
     end = {"model": "m", "version": "3", "state": "END"}

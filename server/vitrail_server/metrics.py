@@ -179,6 +179,11 @@ class Metrics:
         self._model_state = self._gauge(
             "vitrail_model_state", "1 for the state that a version is in.", (*VERSION, "state")
         )
+        self._model_memory = self._gauge(
+            "vitrail_model_memory_bytes",
+            "How much the server's resident memory grew while a version was loaded.",
+            VERSION,
+        )
         self._models_refused = self._gauge(
             "vitrail_model_refused", "1 for a model that cannot be served at all.", ("model",)
         )
@@ -337,6 +342,10 @@ class Metrics:
             for each in State:
                 self._model_state.labels(*of, each.value).set(each is state)
 
+    def model_memory(self, name: str, version: int, size: int) -> None:
+        """Show what loading a version added to the server's memory; from any thread, while it is loaded."""
+        self._model_memory.labels(name, str(version)).set(size)
+
     def model_refused(self, name: str, reason: str) -> None:  # noqa: ARG002 - not a label
         """Show a model that cannot be served."""
         self._models_refused.labels(name).set(1)
@@ -412,6 +421,7 @@ class Metrics:
             self._inference_duration,
             self._inference_stage,
             self._model_state,
+            self._model_memory,
         ):
             metric.remove_by_labels({"model": model, "version": number})
         if all(name != model for name, _ in (*self._states, *self._failed)):

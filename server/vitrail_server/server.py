@@ -103,7 +103,7 @@ class Server:
             settings.max_explanations, settings.max_inferences, settings.max_upload_bytes
         )
         self._polling: asyncio.Task[None] | None = None
-        self._tensorflow = _TensorFlowLoader(settings, self._devices, self._planning, caches)
+        self._tensorflow = _TensorFlowLoader(settings, self._devices, self._planning, caches, self._metrics)
         self.manager = Manager(
             Repositories(settings.model_repository, settings.model_config_name or ""),
             self._loader or self._tensorflow,
@@ -305,8 +305,11 @@ class _Reports:
 class _TensorFlowLoader:
     """Loads versions with TensorFlow, which is imported when the first one is: the ports are open by then."""
 
-    def __init__(self, settings: Settings, devices: Devices, planning: Lane, caches: CacheBudget) -> None:
+    def __init__(
+        self, settings: Settings, devices: Devices, planning: Lane, caches: CacheBudget, metrics: Metrics
+    ) -> None:
         self._settings = settings
+        self._metrics = metrics
         self._planning = planning
         self._devices = devices
         self._settled: set[str] = set()
@@ -328,7 +331,9 @@ class _TensorFlowLoader:
         instances: list[Instance] = []
         try:
             for name in names:
-                servable = self._load_on(name, source)
+                # What a GPU does has to be measured there, and two processes would share its memory badly;
+                # and the maps of all instances have the same bits, so all are made in the same way.
+                servable = self._load_on(name, source, separate=names == (FIRST,))
                 instances.append(Instance(name, servable))
         except BaseException:
             for each in instances:
@@ -336,7 +341,7 @@ class _TensorFlowLoader:
             raise
         return Replicated(instances)
 
-    def _load_on(self, device: str, source: VersionSource) -> Servable:
+    def _load_on(self, device: str, source: VersionSource, *, separate: bool = False) -> Servable:
         from vitrail_server.savedmodel.platform import computing_on, settle_on
 
         def run(chore: Callable[[], T]) -> T:
@@ -363,9 +368,9 @@ class _TensorFlowLoader:
                 ),
                 run=run,
                 background=plan,
-                # What a GPU does has to be measured there, and two processes would share its memory badly.
-                separate=device == FIRST,
+                separate=separate,
             )
+        self._metrics.model_memory(source.name, source.version, servable.memory_bytes)
         try:
             for sample in source.config.warmup:
                 rows = partial(rows_of, sample, servable.description, source.warmup)

@@ -14,7 +14,8 @@ import pytest
 from saved_models import IMAGE, numbers
 from savedmodel.conftest import DeviceThread, Saved, at_once, load_model, separate_loader
 from vitrail.errors import FailedPrecondition, Unavailable
-from vitrail_server.savedmodel import functions, separate
+from vitrail_server.savedmodel import functions, memory, separate
+from vitrail_server.savedmodel.loader import LoadedModel
 from vitrail_server.savedmodel.separate import PreparingProcess, SeparateLoader
 from vitrail_server.servable import ModelSettings, Servable, Signature
 from vitrail_server.work import GradientRows, Kind, Objective, OccludeRows, Subject
@@ -34,7 +35,7 @@ def refuse(_: Callable[[], T], /) -> T:
     raise AssertionError("nothing should go through the device")
 
 
-def load(loader: SeparateLoader, path: Path, run: Any = refuse, **settings: Any) -> Servable:
+def load(loader: SeparateLoader, path: Path, run: Any = refuse, **settings: Any) -> LoadedModel:
     return loader.load(
         name="tested",
         version=3,
@@ -80,6 +81,23 @@ def test_a_model_comes_back_as_if_it_had_been_loaded_here(
     for each in prepared.description.capabilities.batch_sizes:
         program = prepared.program(each.kind, each.image_size)
         assert (program.batch_size, program.seconds > 0) == (each.batch_size, True)
+
+
+def test_a_graph_that_was_measured_is_not_measured_again(saved: Saved, loader: SeparateLoader) -> None:
+    """The seconds are a measurement's, to the last digit; another bound is another question."""
+    path = saved("sigmoid")
+    first, again = (load(loader, path).description.capabilities.batch_sizes for _ in range(2))
+    assert first == again
+    bounded = load(loader, path, max_batch_size=2).description.capabilities.batch_sizes
+    assert {each.seconds for each in bounded}.isdisjoint(each.seconds for each in first)
+
+
+def test_what_a_model_added_to_memory_is_known(
+    saved: Saved, loader: SeparateLoader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = iter([1000, 1300])
+    monkeypatch.setattr(memory, "resident_bytes", lambda: next(sizes))
+    assert load(loader, saved("convolutional")).memory_bytes == 300
 
 
 def test_custom_gradients_come_back_too(saved: Saved, loader: SeparateLoader, device: DeviceThread) -> None:

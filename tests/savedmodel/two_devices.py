@@ -39,7 +39,8 @@ async def main(directory: Path) -> dict[str, Any]:
     devices = Devices(events)
     settings = Settings(model_repository=(directory,), time_slice_secs=0.001)
     planning = Lane("planning")
-    loader = _TensorFlowLoader(settings, devices, planning, CacheBudget(1 << 20, Metrics()))
+    metrics = Metrics()
+    loader = _TensorFlowLoader(settings, devices, planning, CacheBudget(1 << 20, metrics), metrics)
     instances = [Instance(name, await asyncio.to_thread(loader._load_on, name, source)) for name in NAMES]
     version = Replicated(instances)
     placed = await placed_on(devices, instances)
@@ -106,8 +107,8 @@ async def placed_on(devices: Devices, instances: list[Instance]) -> list[dict[st
     found = []
     for each in instances:
         model: Any = each.servable
-        forward = model._programs[Kind.FORWARD, SIZE]._computation._forward
-        gradient = model._programs[Kind.GRADIENT, SIZE]._computation._gradient
+        forward = model.programs[Kind.FORWARD, SIZE]._computation._forward
+        gradient = model.programs[Kind.GRADIENT, SIZE]._computation._gradient
 
         def compute(forward: Any = forward, gradient: Any = gradient) -> dict[str, str]:
             rows = [np.zeros(1, np.int32)] * 3 + [np.zeros(1, np.float32)]

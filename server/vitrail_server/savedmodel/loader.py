@@ -23,6 +23,7 @@ from vitrail_server.savedmodel.incremental.graph import SizedGraph
 from vitrail_server.savedmodel.incremental.preparations import Background, PlannedModel, Preparations
 from vitrail_server.savedmodel.incremental.weights import Weights
 from vitrail_server.savedmodel.memory import release_memory
+from vitrail_server.savedmodel.messages import Sizes
 from vitrail_server.savedmodel.platform import accelerated
 from vitrail_server.savedmodel.predict import Predictors
 from vitrail_server.savedmodel.probe import Run, Sample, common_elements, find_gradient, observe
@@ -75,9 +76,14 @@ class SavedModelLoader:
         time_slice: float,
         batch_bytes: int,
         planning: "Planning | None" = None,
+        sizes: Sizes | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Without `planning`, incremental occlusions are only said to be possible."""
+        """Without `planning`, incremental occlusions are only said to be possible.
+
+        What is in `sizes` is not measured again.
+        """
+        self._sizes = sizes or {}
         self._planning = planning
         self._time_slice = time_slice
         self._batch_bytes = batch_bytes
@@ -150,10 +156,16 @@ class SavedModelLoader:
         rows = ResidentRows() if accelerated() else None
         programs: dict[tuple[Kind, ImageSize], BatchProgram] = {}
         for size, each in samples.items():
-            programs[Kind.FORWARD, size] = bench.program(Evaluate(forward, rows), each, min(elements))
+            known_size = self._sizes.get((settings.max_batch_size, Kind.FORWARD, size))
+            programs[Kind.FORWARD, size] = bench.program(
+                Evaluate(forward, rows), each, min(elements), known_size
+            )
             if gradient:
                 tried = min(gradient.differentiable)
-                programs[Kind.GRADIENT, size] = bench.program(Differentiate(gradient), each, tried)
+                known_size = self._sizes.get((settings.max_batch_size, Kind.GRADIENT, size))
+                programs[Kind.GRADIENT, size] = bench.program(
+                    Differentiate(gradient), each, tried, known_size
+                )
 
         graphs: Mapping[ImageSize, SizedGraph] = {}
         incremental_reason = reason_against(settings, behaviour, forward, frozen_reason)
@@ -266,6 +278,8 @@ class LoadedModel:
     ) -> None:
         """`forward` and `gradient` are what `programs` are made of; `whole` has all outputs served."""
         self.description = description
+        self.memory_bytes = 0
+        """How much the process grew while it was loaded."""
         self.forward: Forward | None = forward
         self.gradient = gradient
         self.programs = dict(programs or {})

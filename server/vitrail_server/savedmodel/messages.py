@@ -8,7 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitrail_server.servable import Description, ModelSettings, Signature
+from vitrail_server.servable import Description, ImageSize, ModelSettings, Signature
+from vitrail_server.work import Kind
+
+Sizes = Mapping[tuple[int | None, Kind, ImageSize], tuple[int, float]]
+"""Batch sizes and seconds that were measured, by the largest size allowed, program and image size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +25,8 @@ class Task:
     directory: Path
     """Where the file with the constants is written."""
     freezes: bool
+    sizes: Sizes
+    """Batch sizes that were measured for the same graph."""
     time_slice: float
     batch_bytes: int
     intra_op_threads: int

@@ -70,7 +70,7 @@ def prepare(task: Task, connection: Connection) -> Answer:
             raise _Abandoned
         return completion.completed
 
-    loader = SavedModelLoader(time_slice=task.time_slice, batch_bytes=task.batch_bytes)
+    loader = SavedModelLoader(time_slice=task.time_slice, batch_bytes=task.batch_bytes, sizes=task.sizes)
     try:
         model = loader.load(
             name=task.name,

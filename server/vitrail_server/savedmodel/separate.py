@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
+from hashlib import sha256
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +23,7 @@ from vitrail_server.savedmodel.messages import (
     Completion,
     Prepared,
     Refused,
+    Sizes,
     Taken,
     Task,
     Unprepared,
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
 
 LONGEST_SECONDS = 900.0
 """How long preparing one version may take."""
+
+MOST_GRAPHS = 256
+"""Graphs whose batch sizes are remembered: loading one again does not measure again."""
 
 GONE = EOFError, BrokenPipeError, ConnectionResetError
 """What a connection raises whose other end is closed."""
@@ -176,6 +181,7 @@ class SeparateLoader:
         self._threads = intra_op_threads, inter_op_threads
         self._process = PreparingProcess()
         self._imported = False
+        self._sizes: dict[str, Sizes] = {}
 
     def start(self) -> None:
         """Start the process already; TensorFlow, which takes seconds, is imported in both at a time."""
@@ -203,46 +209,67 @@ class SeparateLoader:
             OutOfMemory: not even one image fits.
 
         """
-        from vitrail_server.savedmodel.loader import Planning, SavedModelLoader
-        from vitrail_server.savedmodel.memory import leave_imports_alone, release_memory
+        from vitrail_server.savedmodel.memory import leave_imports_alone, release_memory, resident_bytes
         from vitrail_server.savedmodel.platform import configure
-        from vitrail_server.savedmodel.prepared import unpack
 
         configure(*self._threads)
+        before = resident_bytes()
         if not self._imported:
             leave_imports_alone()
             self._imported = True
+        graph = f"{_digest(path)} {separate}"  # elsewhere than here another device computes
+        sizes = self._sizes.get(graph, {})
+        model = self._loaded(name, version, path, complete, run, background, sizes, separate=separate)
+        release_memory()
+        model.memory_bytes = max(0, resident_bytes() - before)
+        for each in model.description.capabilities.batch_sizes:
+            allowed = model.description.settings.max_batch_size
+            sizes = {**sizes, (allowed, each.kind, each.image_size): (each.batch_size, each.seconds)}
+        self._sizes[graph] = sizes
+        if len(self._sizes) > MOST_GRAPHS:
+            del self._sizes[next(iter(self._sizes))]
+        return model
+
+    def _loaded(
+        self,
+        name: str,
+        version: int,
+        path: Path,
+        complete: "Complete",
+        run: "Run",
+        background: "Background",
+        sizes: Sizes,
+        *,
+        separate: bool,
+    ) -> "LoadedModel":
+        from vitrail_server.savedmodel.loader import Planning, SavedModelLoader
+        from vitrail_server.savedmodel.prepared import unpack
+
         planning = Planning(background, self._caches, self._time_slice)
         freezes = True
         if separate:
             with TemporaryDirectory(prefix="vitrail-prepared-") as directory:
-                answer, freezes = self._prepared(name, version, path, Path(directory), complete)
+                answer, freezes = self._prepared(name, version, path, Path(directory), complete, sizes)
                 if isinstance(answer, Prepared):
-                    model = unpack(answer, Path(directory, answer.constants), planning, run)
-                    release_memory()
-                    return model
+                    return unpack(answer, Path(directory, answer.constants), planning, run)
             log.info("model %s version %d is loaded beside what is served: %s", name, version, answer.reason)
         loader = SavedModelLoader(
-            time_slice=self._time_slice, batch_bytes=self._batch_bytes, planning=planning
+            time_slice=self._time_slice, batch_bytes=self._batch_bytes, planning=planning, sizes=sizes
         )
-        model = loader.load(
-            name=name, version=version, path=path, complete=complete, run=run, freezes=freezes
-        )
-        release_memory()
-        return model
+        return loader.load(name=name, version=version, path=path, complete=complete, run=run, freezes=freezes)
 
     def close(self) -> None:
         """End the process; from any thread. A load that waits for it fails with `Unavailable`."""
         self._process.close()
 
     def _prepared(
-        self, name: str, version: int, path: Path, directory: Path, complete: "Complete"
+        self, name: str, version: int, path: Path, directory: Path, complete: "Complete", sizes: Sizes
     ) -> tuple[Prepared | Unprepared, bool]:
         """Return what the process makes of a version, and whether it survived freezing it."""
         bounds = self._time_slice, self._batch_bytes, *self._threads
         how = ""
         for freezes in (True, False):
-            task = Task(name, version, path, directory, freezes, *bounds)
+            task = Task(name, version, path, directory, freezes, sizes, *bounds)
             try:
                 return self._process.prepare(task, complete), freezes
             except Died as error:
@@ -253,6 +280,14 @@ class SeparateLoader:
         raise FailedPrecondition(
             f"TensorFlow cannot run this model here, frozen or not: {how}; the server's log says more"
         )
+
+
+def _digest(path: Path) -> str:
+    """Return what tells a graph from others, whatever its weights; of a model without one, its path."""
+    try:
+        return sha256((path / "saved_model.pb").read_bytes()).hexdigest()
+    except OSError:
+        return str(path)
 
 
 def _completed(

@@ -42,8 +42,16 @@ class Bench:
     """The only batch size that may be used. None: any."""
     activations: Activations
 
-    def program(self, computation: Computation, sample: Sample, output: str) -> BatchProgram:
+    def program(
+        self,
+        computation: Computation,
+        sample: Sample,
+        output: str,
+        known: tuple[int, float] | None = None,
+    ) -> BatchProgram:
         """Return the program for images of the sample's size, warm; `output` is the one it is tried on.
+
+        `known` are a batch size and its seconds from an earlier measurement, which is not made again.
 
         Raises:
             OutOfMemory: not even one image fits.
@@ -64,6 +72,11 @@ class Bench:
         def alike(size: int) -> bool:
             return self._slots_alike(program(size), sample, output)
 
+        if known and self.fixed_batch_size in (None, known[0]):
+            size, seconds = known
+            execute(size)
+            programs[size].seconds = seconds
+            return programs[size]
         chosen = self._chosen(execute, alike, computation.kind, sample)
         best = programs[chosen.batch_size]
         best.seconds = chosen.seconds

@@ -50,6 +50,8 @@ class Scale:
     """Gradient maps in one round of the figure with another caller's occlusion."""
     loop_windows: int
     """Windows in one round of the peers that take one window after the other."""
+    memory_stride: int
+    """The distance of the windows of the map whose memory is measured."""
     patience: float
     """Seconds in which the plan of an incremental occlusion must be ready; until then it runs in full."""
     libraries: bool = False
@@ -75,6 +77,7 @@ QUICK = Scale(
     outstanding_maps=16,
     latencies=6,
     loop_windows=6,
+    memory_stride=2,
     patience=15.0,
 )
 
@@ -110,6 +113,7 @@ FULL = Scale(
     outstanding_maps=32,
     latencies=12,
     loop_windows=20,
+    memory_stride=1,
     patience=60.0,
     libraries=True,
     loading=("mobilenet_v2", "resnet50_v2"),

@@ -24,7 +24,7 @@ OUTSTANDING = 16
 """Calls of the figure with many callers."""
 
 MEMORY_PATCH = 4
-"""The side of the windows, one at every pixel, of the map whose memory is measured."""
+"""The side of the windows of the map whose memory is measured."""
 
 SPARE = 16
 """MiB that a map may take beside its scores."""
@@ -49,18 +49,20 @@ def measure(sides: Sides) -> Iterator[Figure]:
             yield bench.gradient()
         if case.callers:
             yield bench.outstanding()
-    yield from memory(sides.served)
+    yield from memory(sides.served, sides.scale.memory_stride)
 
 
-def memory(served: Served) -> Iterator[Figure]:
+def memory(served: Served, stride: int) -> Iterator[Figure]:
     """Yield how much a map of many windows and targets enlarges the server, where the system tells."""
     image = np.random.default_rng(0).random(PEBBLES_SHAPE, np.float32)
     targets = range(PEBBLES_OUTPUTS)
-    windows = (PEBBLES_SHAPE[0] - MEMORY_PATCH + 1) ** 2
+    windows = ((PEBBLES_SHAPE[0] - MEMORY_PATCH) // stride + 1) ** 2
     scores = 4 * windows * len(targets) / MIB
     for _ in range(2):  # the first full batches and what they leave behind belong to the server
         served.occlusion(PEBBLES, image, 8, targets=targets)
-    growth = served.growth(lambda: served.occlusion(PEBBLES, image, MEMORY_PATCH, stride=1, targets=targets))
+    growth = served.growth(
+        lambda: served.occlusion(PEBBLES, image, MEMORY_PATCH, stride=stride, targets=targets)
+    )
     if growth is None:
         return
     target = Target(rounded(scores + SPARE), at_most=True)

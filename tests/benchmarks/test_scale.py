@@ -46,7 +46,7 @@ def test_no_two_cases_give_a_figure_of_the_same_name(scale: Scale) -> None:
 def test_a_model_with_two_cases_counts_once() -> None:
     cases = (Case("one", 8), Case("two", 8), Case("one", 16))
 
-    assert Scale(cases, 5, 1.0, (1,), (1,), 1, 1, 1, 1.0).models == ("one", "two")
+    assert Scale(cases, 5, 1.0, (1,), (1,), 1, 1, 1, 1, 1.0).models == ("one", "two")
 
 
 def test_unknown_models_are_refused() -> None:

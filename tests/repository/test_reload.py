@@ -1,7 +1,7 @@
 """Hot swaps: what serves is replaced in one step, or stays; Triton's availability and model update suites.
 
-Left out of those suites: a change of the instance count without a reload, since one device serves every
-model; and what concerns ensembles.
+Left out of those suites: a change of the instance count without a reload, since here it loads the model
+again; and what concerns ensembles.
 """
 
 import asyncio
@@ -81,6 +81,7 @@ async def test_a_removed_version_leaves(tmp_path: Path) -> None:
     ("config", "again"),
     [
         (ALL + "max_batch_size: 4", True),
+        (ALL + "instance_group { count: 2 }", True),
         (ALL + 'parameters { key: "vitrail.fill" value { string_value: "0.5" } }', True),
         (ALL + "# a remark", False),
         ("version_policy { latest { num_versions: 5 } }", False),

@@ -36,12 +36,17 @@ GRADIENT = Target(1.10, at_most=True)
 THROUGHPUT = Target(0.90, at_most=False)
 
 
-NEEDS = Needs(plain=lambda case: case.plain or case.gradients, pebbles=True)
+def concerns(case: Case) -> bool:
+    """Whether a case has figures of this suite."""
+    return case.plain or case.gradients or case.callers
+
+
+NEEDS = Needs(plain=concerns, pebbles=True)
 
 
 def measure(sides: Sides) -> Iterator[Figure]:
     """Yield the figures of every case, and what a map costs in memory."""
-    for case in sides.scale.cases:
+    for case in filter(concerns, sides.scale.cases):
         bench = _Bench(sides, case)
         if case.plain:
             yield from bench.occlusion()

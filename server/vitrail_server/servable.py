@@ -113,6 +113,8 @@ class ModelSettings:
     """The input that holds the image. None: the version predicts, and nothing of it can be explained."""
     image_reason: str = ""
     """Why no input holds the image; empty if one does."""
+    score_tensor: str | None = None
+    """The output that is explained where a request names none. None: the only one."""
     image_range: tuple[float, float] = (0.0, 255.0)
     """What the pixel values 0 and 255 of an encoded image become."""
     image_resize: Resize = "STRETCH"

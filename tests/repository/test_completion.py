@@ -133,6 +133,19 @@ def test_only_the_outputs_listed_are_served() -> None:
     assert complete(config, served_signature(config, signature)).image_input == "x"
 
 
+def test_the_score_tensor_is_an_output_that_is_served() -> None:
+    signature = signature_of(
+        {"x": ("FP32", (-1, 4, 6, 3))}, {"y": ("FP32", (-1, 5)), "features": ("FP32", (-1, 9))}
+    )
+    ours = Parameters(score_tensor="features")
+    assert complete(ModelConfig("m", parameters=ours), signature).score_tensor == "features"
+    error = refusal(ModelConfig("m", parameters=ours, outputs=(TensorConfig("y"),)), signature)
+    assert error.field == 'parameters["vitrail.score_tensor"]'
+    assert error.message == (
+        "parameter 'vitrail.score_tensor' is 'features', which is no output served: it must be one of y"
+    )
+
+
 # The image input.
 
 

@@ -63,6 +63,7 @@ LABELS = "labels LABEL=VERSION, separated by commas, for example stable=3,canary
         ("image_resize", "FIT", "STRETCH or CENTER_CROP"),
         ("incremental", "ON", "AUTO or OFF"),
         ("image_input", "", ONE_LINE),
+        ("score_tensor", "", ONE_LINE),
         ("build_command", "make\nrm", ONE_LINE),
         ("fill", "gray", NUMBERS),
         ("fill", "1,,2", NUMBERS),
@@ -96,9 +97,9 @@ def test_an_unknown_key_of_ours_is_refused_with_those_known(key: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         read_parameters({key: "x"})
     assert caught.value.message == (
-        f"unknown parameter '{key}'; known are: vitrail.task, vitrail.image_input, vitrail.image_range, "
-        "vitrail.image_resize, vitrail.image_sizes, vitrail.fill, vitrail.version_labels, "
-        "vitrail.incremental, vitrail.build_command"
+        f"unknown parameter '{key}'; known are: vitrail.task, vitrail.image_input, vitrail.score_tensor, "
+        "vitrail.image_range, vitrail.image_resize, vitrail.image_sizes, vitrail.fill, "
+        "vitrail.version_labels, vitrail.incremental, vitrail.build_command"
     )
     assert caught.value.field == f'parameters["{key}"]'
 

@@ -24,6 +24,14 @@ def fail_to_load() -> None:
 def zoo_offers() -> dict[str, Offer]:
     """Return the models: most of them small, each with something that a request can run into."""
     beside = describe((6, 8, 1), 2)
+    beside = replace(
+        beside,
+        signature=Signature(
+            {**beside.signature.inputs, "age": TensorSpec("age", "FP32", (-1, 2))},
+            {**beside.signature.outputs, "mood": TensorSpec("mood", "FP32", (-1, 2))},
+        ),
+        output_elements={OUTPUT: 2, "mood": 2},
+    )
     return {
         "classifier": Offer(
             model=Softmax(weights(1, 3, SHAPE)),
@@ -37,16 +45,10 @@ def zoo_offers() -> dict[str, Offer]:
             model=Plain((4096, 4096, 1), 1), description=describe((4096, 4096, 1), 1, dtype="UINT8")
         ),
         "large": Offer(model=Plain((512, 513, 1), 1)),
-        "beside": Offer(
+        "beside": Offer(model=Linear(weights(6, 2, (6, 8, 1))), description=beside),
+        "moody": Offer(
             model=Linear(weights(6, 2, (6, 8, 1))),
-            description=replace(
-                beside,
-                signature=Signature(
-                    {**beside.signature.inputs, "age": TensorSpec("age", "FP32", (-1, 2))},
-                    {**beside.signature.outputs, "mood": TensorSpec("mood", "FP32", (-1, 2))},
-                ),
-                output_elements={OUTPUT: 2, "mood": 2},
-            ),
+            description=replace(beside, settings=replace(beside.settings, score_tensor="mood")),
         ),
         "infrared": Offer(model=Linear(weights(7, 1, (6, 8, 5)))),
         "incapable": Offer(

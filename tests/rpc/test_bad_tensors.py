@@ -324,6 +324,15 @@ async def test_an_output_that_is_not_there_or_not_named(zoo: Served) -> None:
     await invalid(zoo, what, "spec.output_name", "is unset", "name one of ['scores', 'mood']")
 
 
+async def test_the_configured_output_is_explained_where_none_is_named(zoo: Served) -> None:
+    age = {"age": tensor(np.zeros(2, np.float32))}
+    what = spec("moody", GREY, inputs=age)
+
+    assert (await zoo.explanations.Explain(pb.ExplainRequest(spec=what))).plan.output_name == "mood"
+    what.output_name = "scores"
+    assert (await zoo.explanations.Explain(pb.ExplainRequest(spec=what))).plan.output_name == "scores"
+
+
 @pytest.mark.parametrize(
     ("inputs", "field", "said"),
     [

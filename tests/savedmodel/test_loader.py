@@ -50,6 +50,15 @@ def test_a_model_is_described(saved: Saved, load: Load) -> None:
     assert description.image_sizes == ((12, 10),)
 
 
+def test_a_score_tensor_has_a_row_of_numbers_per_image(saved: Saved, load: Load) -> None:
+    path = saved("convolutional")
+    assert load(path, score_tensor="logits").description.settings.score_tensor == "logits"
+    with pytest.raises(
+        FailedPrecondition, match=r"'vitrail.score_tensor' is 'name', which has no row of num"
+    ):
+        load(path, score_tensor="name")
+
+
 def test_a_plain_model_can_do_everything(saved: Saved, load: Load) -> None:
     model = load(saved("convolutional"))
     found = capabilities(model)

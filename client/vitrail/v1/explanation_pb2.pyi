@@ -336,7 +336,9 @@ class ExplanationSpec(_message.Message):
     version_label: _builtins.str
     """A label that the model's configuration gives to a version, for example "stable"."""
     output_name: _builtins.str
-    """The output to explain, for models with several. Unset: the model's only output."""
+    """The output to explain, for models with several. Unset: the output that the model's configuration
+    names (`vitrail.score_tensor`), or the model's only one.
+    """
     priority: _builtins.int
     """1 is the most urgent, larger numbers wait behind smaller ones. Unset or 0: 100."""
     @_builtins.property

@@ -65,6 +65,8 @@ def _parameters(description: Description) -> dict[str, str]:
         "incremental": settings.incremental,
         "fill": _numbers(settings.fill),
     }
+    if settings.score_tensor is not None:
+        keys["score_tensor"] = settings.score_tensor
     if settings.image_sizes:
         keys["image_sizes"] = ",".join(f"{height}x{width}" for height, width in settings.image_sizes)
     return keys

@@ -64,6 +64,7 @@ def complete(
     return replace(
         settings,
         image_input=image.name,
+        score_tensor=_score_tensor(config, signature),
         image_range=_fitting("image_range", ours.image_range or settings.image_range, image),
         image_resize=ours.image_resize or settings.image_resize,
         incremental=ours.incremental,
@@ -96,7 +97,14 @@ def served_signature(config: ModelConfig, signature: Signature) -> Signature:
 def _speaks_of_an_image(config: ModelConfig) -> bool:
     ours = config.parameters
     declared = any(tensor.declared_nhwc for tensor in config.inputs)
-    about_image = (ours.image_input, ours.image_range, ours.image_resize, ours.image_sizes, ours.fill)
+    about_image = (
+        ours.image_input,
+        ours.score_tensor,
+        ours.image_range,
+        ours.image_resize,
+        ours.image_sizes,
+        ours.fill,
+    )
     return declared or any(about_image)
 
 
@@ -307,6 +315,16 @@ def _image_sizes(config: ModelConfig, image: TensorSpec) -> tuple[ImageSize, ...
 
 def _size_text(height: int, width: int) -> str:
     return " x ".join("any" if size == FREE else str(size) for size in (height, width)) + " (height x width)"
+
+
+def _score_tensor(config: ModelConfig, signature: Signature) -> str | None:
+    name, outputs = config.parameters.score_tensor, served_signature(config, signature).outputs
+    if name is not None and name not in outputs:
+        raise _parameter_error(
+            "score_tensor",
+            f"is {quoted(name)}, which is no output served: it must be one of {listed(outputs)}",
+        )
+    return name
 
 
 def _fill(fill: tuple[float, ...], image: TensorSpec) -> tuple[float, ...]:

@@ -31,6 +31,8 @@ class Parameters:
     """CLASSIFICATION or REGRESSION."""
     image_input: str | None = None
     """The name of the input that holds the image."""
+    score_tensor: str | None = None
+    """The name of the output that is explained where a request names none."""
     image_range: tuple[float, float] | None = None
     """What the pixel values 0 and 255 of an encoded image become, for example ``-1,1``."""
     image_resize: Resize | None = None
@@ -83,6 +85,7 @@ def read_parameters(parameters: Mapping[str, str]) -> tuple[Parameters, tuple[st
     ours = Parameters(
         task=read("task", _one_of(TASKS), None),
         image_input=read("image_input", _text, None),
+        score_tensor=read("score_tensor", _text, None),
         image_range=read("image_range", _range, None),
         image_resize=read("image_resize", _one_of(RESIZES), None),
         image_sizes=read("image_sizes", _sizes, ()),

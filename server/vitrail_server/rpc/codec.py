@@ -285,6 +285,7 @@ def _refuse_non_finite(array: NDArray[np.generic], field: str) -> None:
 
 def _output(name: str, description: Description) -> str:
     outputs = list(description.output_elements)
+    name = name or description.settings.score_tensor or ""
     if name in outputs:
         return name
     if name:

@@ -50,7 +50,7 @@ from vitrail_server.servable import (
     Task,
     WindowGrid,
 )
-from vitrail_server.wording import reason_of
+from vitrail_server.wording import listed, quoted, reason_of
 from vitrail_server.work import Kind, PredictRows
 
 log = logging.getLogger(__name__)
@@ -139,6 +139,11 @@ class SavedModelLoader:
         graph = Graph(forward.concrete)
         behaviour = observe(forward, batch_size_of(signature), sample, run)
         elements = common_elements(forward, behaviour, others, run)
+        if settings.score_tensor is not None and settings.score_tensor not in elements:
+            raise FailedPrecondition(
+                f"parameter 'vitrail.score_tensor' is {quoted(settings.score_tensor)}, which has no row of "
+                f"numbers per image: it must be one of {listed(elements)}"
+            )
         frozen_reason = NOT_TRIED
         if freezes:
             forward, frozen_reason = freeze(forward, behaviour, sample, run)

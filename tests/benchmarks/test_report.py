@@ -6,20 +6,27 @@ from benchmarks.figures import Figure, Target, measured
 from benchmarks.report import PAGE, RESULTS, SECTION, shown, written
 
 
-def test_the_page_shows_every_file_of_results_as_it_is() -> None:
+def reports() -> dict[str, list[dict[str, object]]]:
+    """Return the files that the benchmarks have written: those whose first object is the machine."""
+    found = {path.name: json.loads(path.read_text("utf-8")) for path in RESULTS.glob("*.json")}
+    return {
+        name: rows
+        for name, rows in found.items()
+        if isinstance(rows, list) and rows[0].get("suite") == "machine"
+    }
+
+
+def test_the_page_shows_every_report_as_it_is() -> None:
     page = PAGE.read_text("utf-8")
 
     assert written(page, RESULTS) == page, "run: python -m benchmarks.report"
-    assert {match[2] for match in SECTION.finditer(page)} == {path.name for path in RESULTS.glob("*.json")}
+    assert {match[2] for match in SECTION.finditer(page)} == set(reports())
+    assert "quick-cpu.json" in reports()
 
 
-def test_files_of_results_have_the_keys_of_the_report_and_the_machine_first() -> None:
-    for path in RESULTS.glob("*.json"):
-        rows = json.loads(path.read_text("utf-8"))
-        assert rows[0]["suite"] == "machine"
-        assert all(
-            list(row) == ["suite", "figure", "model", "value", "target", "holds", "detail"] for row in rows
-        )
+def test_reports_have_the_keys_that_are_documented() -> None:
+    keys = ["suite", "figure", "model", "value", "target", "holds", "detail"]
+    assert all(list(row) == keys for rows in reports().values() for row in rows)
 
 
 def test_a_figure_that_misses_its_target_is_told_from_one_that_is_not_ruled_out() -> None:

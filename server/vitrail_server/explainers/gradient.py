@@ -8,6 +8,7 @@ whose outputs are those of the unperturbed image, so nothing else is evaluated.
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import numpy as np
@@ -177,11 +178,21 @@ def reduced(
         case "NONE":
             result = values
         case "MAX_ABS":
-            result = values.max(-1)
+            result = _over_channels(np.maximum, values)
         case "SUM_ABS" | "SUM":
-            result = values.sum(-1)
+            result = _over_channels(np.add, values)
         case "L2":
-            result = np.sqrt(np.square(values).sum(-1))
+            result = np.sqrt(_over_channels(np.add, np.square(values)))
         case "MEAN":
-            result = values.mean(-1)
+            result = _over_channels(np.add, values) / values.shape[-1]
     return result.astype(np.float32)
+
+
+def _over_channels(combine: np.ufunc, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return `values` (height, width, channels) combined to (height, width).
+
+    Channel after channel: NumPy's own reduction of a short last axis takes twenty times as long, which is a
+    tenth of the gradient of a small network.
+    """
+    result: NDArray[np.float64] = reduce(combine, np.moveaxis(values, -1, 0))
+    return result

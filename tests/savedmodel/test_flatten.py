@@ -1,5 +1,6 @@
 """Flattening: the same numbers without variables and calls, and what cannot be flattened says why."""
 
+import gc
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,20 @@ def traced(predict: Any, *specs: Any) -> Any:
 
 def flat_outputs(concrete: Any, *tensors: Any) -> list[Any]:
     return [each.numpy() for each in flat_forward(flatten(concrete), [], []).concrete(*tensors)]
+
+
+def test_a_loop_outlives_what_it_was_made_of() -> None:
+    concrete = traced(lambda image: [tf.map_fn(tf.nn.relu, image)])
+    graph = flatten(concrete)
+    first, second = flat_forward(graph, [], []), flat_forward(graph, [], [])
+    image = tf.constant(numbers(5, 4, 3))
+    expected = concrete(image)[0].numpy()
+
+    del concrete, first
+    gc.collect()
+
+    assert graph.library.function
+    np.testing.assert_array_equal(second.concrete(image)[0].numpy(), expected)
 
 
 def operations(graph: FlatGraph) -> list[str]:

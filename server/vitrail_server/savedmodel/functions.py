@@ -15,6 +15,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from vitrail_server.savedmodel.flat import FlatGraph
+from vitrail_server.savedmodel.importing import imported
 from vitrail_server.savedmodel.programs import Derivatives
 from vitrail_server.savedmodel.rows import Arrays
 from vitrail_server.savedmodel.signature import DATATYPES, Exported
@@ -154,11 +155,10 @@ def _trace_flat(graph: FlatGraph, outside: Collection[str], shared: Shared) -> t
             name: tf.identity(tensor) for name, tensor in held.items()
         }
         computed = [each for each in graph.outputs if each not in given]
-        found = tf.graph_util.import_graph_def(
+        found = imported(
             definition,
             {f"{name}:0": tensor for name, tensor in given.items()},
             [each if ":" in each else f"{each}:0" for each in computed],
-            name="",
         )
         results = given | dict(zip(computed, found, strict=True))
         return [tf.identity(results[each]) for each in graph.outputs]

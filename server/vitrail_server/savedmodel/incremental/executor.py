@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from vitrail_server.savedmodel.flat import Node, copy_of, first_output, name_of
+from vitrail_server.savedmodel.importing import imported
 from vitrail_server.savedmodel.incremental.graph import SMALL, SizedGraph
 from vitrail_server.savedmodel.incremental.operations import Windowed
 from vitrail_server.savedmodel.incremental.plan import PAD_ROWS, Crop, Plan, Step
@@ -80,15 +81,15 @@ class _Importer:
         mapping = {key: tensor for key, tensor in feeds.items() if first_output(key) in used}
         mapping |= {f"{name}:0": self.constant(name) for name in used if name in flat.constants}
         missing = [each for each in wanted if _output(each) not in feeds]
-        found = tf.graph_util.import_graph_def(
-            definition, mapping, [_output(each) for each in missing if each not in flat.constants], name=""
+        computed = [each for each in missing if each not in flat.constants]
+        found = dict(
+            zip(computed, imported(definition, mapping, [_output(each) for each in computed]), strict=True)
         )
-        imported = dict(zip((each for each in missing if each not in flat.constants), found, strict=True))
         return [
             feeds[_output(each)]
             if _output(each) in feeds
-            else imported[each]
-            if each in imported
+            else found[each]
+            if each in found
             else self.constant(each)
             for each in wanted
         ]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks import incremental, limit, loading, peers, scheduler, serving
+from benchmarks import incremental, limit, loading, peers, precision, scheduler, serving
 from benchmarks.figures import LEAST_ROUNDS, Detail, Figure
 from benchmarks.machine import choose_cores, describe, load_average, pin, usable_cores
 from benchmarks.raw import Raw
@@ -32,7 +32,7 @@ class Suite:
 
 SUITES: Mapping[str, Suite] = {
     suite.SUITE: Suite(suite.measure, suite.NEEDS)
-    for suite in (limit, serving, incremental, scheduler, peers, loading)
+    for suite in (limit, precision, serving, incremental, scheduler, peers, loading)
 }
 
 

@@ -36,8 +36,9 @@ GRAY = 0.5
 IMAGE_INPUT = "image"
 """What every model here calls its image."""
 
-Form = Literal["signature", "frozen"]
-"""A model's graph as it was exported, with variables, or optimised, with constants in their place."""
+Form = Literal["signature", "frozen", "bf16", "xla"]
+"""A model's graph as it was exported, with variables, or optimised, with constants in their place; of the
+latter, what multiplies in bfloat16, and what XLA compiles."""
 
 CONFIG_FILE = "config.pbtxt"
 

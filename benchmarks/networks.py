@@ -7,8 +7,9 @@ checked while the clock runs.
 
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
@@ -28,9 +29,12 @@ from benchmarks.models import (
     Form,
 )
 from benchmarks.timing import Cost, Stopwatch
+from vitrail.errors import FailedPrecondition
+from vitrail_server.savedmodel.flat import FlatGraph
 from vitrail_server.savedmodel.flatten import flatten
 from vitrail_server.savedmodel.functions import flat_forward
 from vitrail_server.savedmodel.passes import simplify
+from vitrail_server.savedmodel.precision import lowered, require
 
 Tensor: TypeAlias = Any
 """A tf.Tensor; TensorFlow carries no types."""
@@ -50,6 +54,15 @@ def devices() -> list[str]:
     gpus = tf.config.list_physical_devices("GPU")
     details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
     return [*(str(each.get("device_name", "GPU")) for each in details), "CPU"]
+
+
+def bfloat16_reason() -> str:
+    """Return why this processor is not asked to multiply in bfloat16; empty if it can."""
+    try:
+        require("BF16")
+    except FailedPrecondition as error:
+        return error.message
+    return ""
 
 
 def build(name: str) -> keras.Model:
@@ -106,12 +119,9 @@ class Network:
         [(self._input, spec)] = signature.structured_input_signature[1].items()
         [self._output] = signature.structured_outputs
         self.image_shape: tuple[int, int, int] = tuple(spec.shape[1:])
-        frozen = self._optimised(signature)
-        # A function that is called by itself formats its arguments for an error message first.
-        self._forwards: dict[Form, Callable[[Tensor], Tensor]] = {
-            "frozen": self._compiled(lambda images: frozen(images)[0]),
-            "signature": self._compiled(lambda images: self._answers(signature, images)),
-        }
+        self._signature = signature
+        self._graph = self._flat(signature)
+        self._forwards: dict[Form, Callable[[Tensor], Tensor]] = {}
         self._gradient = self._compiled(lambda images: self._slopes(signature, images))
         self._name, self._saved_model = name, saved_model
         self._random = np.random.default_rng(SEED)
@@ -119,13 +129,31 @@ class Network:
 
     def forward(self, form: Form, batch: int, seconds: float) -> Cost:
         """Return the cost of one image's forward in batches, over at least so many seconds."""
-        images, call = self._images(batch), self._forwards[form]
+        images, call = self._images(batch), self._forward(form)
         return self._cost(lambda: call(images).numpy(), (form, batch), seconds)
 
     def gradient(self, batch: int, seconds: float) -> Cost:
         """Return the cost of one image's forward and backward in batches, over at least so many seconds."""
         images = self._images(batch)
         return self._cost(lambda: self._gradient(images).numpy(), ("gradient", batch), seconds)
+
+    def agreement(self, image: NDArray[np.float32], patch: int, fill: float) -> float:
+        """Return Spearman's rank correlation of an occlusion map in bfloat16 with the one in float32.
+
+        The scores are those of the class that float32 finds, over windows side by side.
+        """
+        corners = range(0, image.shape[0], patch), range(0, image.shape[1], patch)
+        hidden = np.stack([image] * (1 + len(corners[0]) * len(corners[1])))
+        for row, (top, left) in enumerate(product(*corners), 1):
+            hidden[row, top : top + patch, left : left + patch] = fill
+        forms: tuple[Form, Form] = ("frozen", "bf16")
+        exact, lower = (
+            np.concatenate([self._forward(form)(each[None]).numpy() for each in tf.constant(hidden)])
+            for form in forms
+        )
+        target = int(exact[0].argmax())
+        ranks = [np.argsort(np.argsort(each[0, target] - each[1:, target])) for each in (exact, lower)]
+        return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
     def predict_windows(self, image: NDArray[np.float32], patch: int, windows: int) -> Cost:
         """Return the cost of one window of the notebook's loop, over so many randomly chosen windows.
@@ -154,17 +182,29 @@ class Network:
     def _answers(self, signature: Callable[..., dict[str, Tensor]], images: Tensor) -> Tensor:
         return signature(**{self._input: images})[self._output]
 
-    def _optimised(self, signature: Callable[..., dict[str, Tensor]]) -> Callable[[Tensor], Sequence[Tensor]]:
+    def _forward(self, form: Form) -> Callable[[Tensor], Tensor]:
+        """Return the forward in a form, traced when it is first asked for."""
+        if form not in self._forwards:
+            # A function that is called by itself formats its arguments for an error message first.
+            self._forwards[form] = self._traced(form)
+        return self._forwards[form]
+
+    def _traced(self, form: Form) -> Callable[[Tensor], Tensor]:
+        if form == "signature":
+            return self._compiled(lambda images: self._answers(self._signature, images))
+        graph = lowered(self._graph, tf.bfloat16) if form == "bf16" else self._graph
+        if graph is None:
+            raise ValueError(f"{self._name} has nothing to be computed in bfloat16")
+        forward = flat_forward(graph, (self._input,), (self._output,)).concrete
+        return self._compiled(lambda images: forward(images)[0], jit_compile=form == "xla")
+
+    def _flat(self, signature: Callable[..., dict[str, Tensor]]) -> FlatGraph:
         """Return the graph that the server runs for forwards."""
         spec = tf.TensorSpec((None, *self.image_shape), tf.float32)
         concrete = tf.function(
             lambda images: [self._answers(signature, images)], autograph=False
         ).get_concrete_function(spec)
-        graph = simplify(flatten(concrete))
-        optimised: Callable[[Tensor], Sequence[Tensor]] = flat_forward(
-            graph, (self._input,), (self._output,)
-        ).concrete
-        return optimised
+        return simplify(flatten(concrete))
 
     def _slopes(self, signature: Callable[..., dict[str, Tensor]], images: Tensor) -> Tensor:
         """Return the derivative of each image's highest output by the image."""
@@ -174,12 +214,14 @@ class Network:
             highest = tf.reduce_max(tf.reshape(answers, (tf.shape(answers)[0], -1)), axis=1)
         return tape.gradient(highest, images)
 
-    def _compiled(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """Trace a function of images, with the batch size left free."""
+    def _compiled(
+        self, function: Callable[[Tensor], Tensor], *, jit_compile: bool = False
+    ) -> Callable[[Tensor], Tensor]:
+        """Trace a function of images, with the batch size left free; XLA compiles it for each that comes."""
         spec = tf.TensorSpec((None, *self.image_shape), tf.float32)
-        compiled: Callable[[Tensor], Tensor] = tf.function(function, autograph=False).get_concrete_function(
-            spec
-        )
+        compiled: Callable[[Tensor], Tensor] = tf.function(
+            function, autograph=False, jit_compile=jit_compile
+        ).get_concrete_function(spec)
         return compiled
 
     @cached_property

@@ -41,6 +41,14 @@ class Raw:
         """Return the cost of one image; see `networks.Network.forward`."""
         return self._noted(self._loaded[model].forward(form, batch, seconds))
 
+    def agreement(self, model: str, image: NDArray[np.float32], patch: int, fill: float) -> float:
+        """Return how alike two maps are; see `networks.Network.agreement`."""
+        return self._loaded[model].agreement(image, patch, fill)
+
+    def bfloat16_reason(self) -> str:
+        """Return why this processor is not asked to multiply in bfloat16; empty if it can."""
+        return self._networks.bfloat16_reason()
+
     def gradient(self, model: str, batch: int, seconds: float) -> Cost:
         """Return the cost of one image; see `networks.Network.gradient`."""
         return self._noted(self._loaded[model].gradient(batch, seconds))

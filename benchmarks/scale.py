@@ -56,6 +56,8 @@ class Scale:
     """Seconds in which the plan of an incremental occlusion must be ready; until then it runs in full."""
     libraries: bool = False
     """Whether to measure the libraries that `scripts/peers` installs."""
+    precision: bool = False
+    """Whether to measure bfloat16 and XLA."""
     loading: tuple[str, str] | None = None
     """The model whose chunks are timed while the other one is loaded. None: not measured."""
 
@@ -116,5 +118,6 @@ FULL = Scale(
     memory_stride=1,
     patience=60.0,
     libraries=True,
+    precision=True,
     loading=("mobilenet_v2", "resnet50_v2"),
 )

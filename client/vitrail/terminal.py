@@ -11,7 +11,7 @@ from vitrail.explanation import Explanation
 from vitrail.methods import Gradient
 from vitrail.v1 import explanation_pb2 as pb
 from vitrail.v1.model_pb2 import Model, ModelVersion
-from vitrail.v1.tensor_pb2 import DataType
+from vitrail.v1.tensor_pb2 import DataType, Precision
 
 try:
     from rich.box import SIMPLE_HEAD
@@ -182,3 +182,8 @@ def _reasons(version: ModelVersion) -> Iterator[str]:
             yield f"no gradient: {able.gradient_reason}"
         if not able.occlusion:
             yield f"no occlusion: {able.occlusion_reason}"
+        if able.precision not in (Precision.PRECISION_UNSPECIFIED, Precision.PRECISION_FP32):
+            found = f"outputs differ by {able.precision_difference:.2g} of the largest"
+            yield f"computed in {name_of(Precision, able.precision)}" + (
+                f": {found}" if able.precision_difference else ""
+            )

@@ -17,6 +17,7 @@ Resize = Literal["STRETCH", "CENTER_CROP"]
 InstanceKind = Literal["AUTO", "CPU", "GPU"]
 TimeoutAction = Literal["REJECT", "DELAY"]
 Incremental = Literal["AUTO", "OFF"]
+Precision = Literal["FP32", "TF32", "BF16", "FP16"]
 ImageSize = tuple[int, int]
 """(height, width) in pixels."""
 
@@ -131,6 +132,8 @@ class ModelSettings:
     """The largest batch the model may run. None: no limit."""
     incremental: Incremental = "AUTO"
     """Whether occlusions may be computed incrementally where that pays."""
+    precision: Precision = "FP32"
+    """In which forwards multiply; TF32 is for gradients too."""
     max_request_batch: int = 0
     """The largest batch of one inference request. 0: the tensors of a request have no batch dimension beside
     those of the signature."""
@@ -180,6 +183,9 @@ class Capabilities:
     fixed_batch_size: int | None = None
     """None: any batch size."""
     batch_sizes: tuple[ChosenBatchSize, ...] = ()
+    precision_difference: float = 0.0
+    """How far outputs for random images are from those in float32, as a part of the largest output. Not
+    measured of TF32, which is 0 then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +218,15 @@ class Description:
             return ()
         _, height, width, _ = self.image.shape or (-1, -1, -1, -1)
         return ((height, width),) if height > 0 and width > 0 else self.settings.image_sizes
+
+    def precision(self, kind: Kind) -> Precision:
+        """Return the precision in which the programs of a kind multiply.
+
+        Gradients are never taken in 16 bits: a slope is not a difference of outputs, and would be made of the
+        roundings of every layer.
+        """
+        precision = self.settings.precision
+        return "FP32" if kind is Kind.GRADIENT and precision in ("BF16", "FP16") else precision
 
     @property
     def channels(self) -> int:

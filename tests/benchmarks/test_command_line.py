@@ -11,7 +11,7 @@ def test_without_arguments_every_suite_is_measured_in_full() -> None:
     request = parse([])
 
     assert request.suites == tuple(SUITES)
-    assert set(SUITES) == {"limit", "serving", "incremental", "scheduler", "peers", "loading"}
+    assert set(SUITES) == {"limit", "precision", "serving", "incremental", "scheduler", "peers", "loading"}
     assert request.scale == FULL
     assert request.json is None
 

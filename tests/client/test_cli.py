@@ -18,7 +18,7 @@ from vitrail import Client, Explanation, cli, terminal
 from vitrail.errors import NotFound, Unavailable, VitrailError
 from vitrail.v1 import explanation_pb2 as pb
 from vitrail.v1.model_pb2 import Capabilities, Model, ModelVersion, TensorSpec
-from vitrail.v1.tensor_pb2 import DataType
+from vitrail.v1.tensor_pb2 import DataType, Precision
 
 from .certificate import CERTIFICATE, KEY
 from .fake_server import UNTIL_CANCELLED, FakeServer
@@ -394,7 +394,12 @@ MODELS = [
                 inputs=[TensorSpec(name="image", data_type=DataType.DATA_TYPE_FP32, shape=[-1, 224, -1, 3])],
                 image_input="image",
                 task=ModelVersion.TASK_CLASSIFICATION,
-                capabilities=Capabilities(gradient_reason="it looks up a table", occlusion=True),
+                capabilities=Capabilities(
+                    gradient_reason="it looks up a table",
+                    occlusion=True,
+                    precision=Precision.PRECISION_BF16,
+                    precision_difference=0.0125,
+                ),
             ),
             ModelVersion(version=4, state=ModelVersion.STATE_END, reason="no such file"),
         ],
@@ -416,6 +421,7 @@ def test_models_are_listed_with_what_can_be_done(server: FakeServer, run: Run) -
         "FP32 224 x any x 3",
         "occlusion",
         "net version 3: no gradient: it looks up a table",
+        "net version 3: computed in BF16: outputs differ by 0.013 of the largest",
         "net version 4: no such file",
         "other: config.pbtxt: line 3",
     ):

@@ -31,6 +31,7 @@ def test_every_key() -> None:
             "vitrail.fill": "0.5,-1,2e-1",
             "vitrail.version_labels": "stable=3, canary = 4,last good=3",
             "vitrail.incremental": "OFF",
+            "vitrail.precision": "BF16",
             "vitrail.build_command": "scripts/models efficientnet_lite0",
         }
     )
@@ -44,6 +45,7 @@ def test_every_key() -> None:
         fill=(0.5, -1.0, 0.2),
         version_labels={"stable": 3, "canary": 4, "last good": 3},
         incremental="OFF",
+        precision="BF16",
         build_command="scripts/models efficientnet_lite0",
     )
 
@@ -62,6 +64,7 @@ LABELS = "labels LABEL=VERSION, separated by commas, for example stable=3,canary
         ("task", "", "CLASSIFICATION or REGRESSION"),
         ("image_resize", "FIT", "STRETCH or CENTER_CROP"),
         ("incremental", "ON", "AUTO or OFF"),
+        ("precision", "bf16", "FP32 or TF32 or BF16 or FP16"),
         ("image_input", "", ONE_LINE),
         ("score_tensor", "", ONE_LINE),
         ("build_command", "make\nrm", ONE_LINE),
@@ -92,14 +95,14 @@ def test_a_malformed_value_is_refused_with_what_it_must_be(key: str, text: str, 
     assert caught.value.field == f'parameters["vitrail.{key}"]'
 
 
-@pytest.mark.parametrize("key", ["vitrail.precision", "vitrail.Incremental", "vitrail.Fill", "vitrail."])
+@pytest.mark.parametrize("key", ["vitrail.Precision", "vitrail.Incremental", "vitrail.Fill", "vitrail."])
 def test_an_unknown_key_of_ours_is_refused_with_those_known(key: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         read_parameters({key: "x"})
     assert caught.value.message == (
         f"unknown parameter '{key}'; known are: vitrail.task, vitrail.image_input, vitrail.score_tensor, "
         "vitrail.image_range, vitrail.image_resize, vitrail.image_sizes, vitrail.fill, "
-        "vitrail.version_labels, vitrail.incremental, vitrail.build_command"
+        "vitrail.version_labels, vitrail.incremental, vitrail.precision, vitrail.build_command"
     )
     assert caught.value.field == f'parameters["{key}"]'
 

@@ -10,7 +10,7 @@ from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
 from fakes.serving import Served
 from vitrail.v1 import model_pb2 as pb
-from vitrail.v1.tensor_pb2 import DataType
+from vitrail.v1.tensor_pb2 import DataType, Precision
 
 from .conftest import LABELS, NO_IMAGE, zoo_offers
 from .messages import refused
@@ -54,7 +54,7 @@ async def test_a_model_is_described(zoo: Served) -> None:
     assert version.image_input == "image"
     assert version.task == pb.ModelVersion.TASK_CLASSIFICATION
     assert version.capabilities == pb.Capabilities(
-        gradient=True, occlusion=True, frozen=True, incremental=True
+        gradient=True, occlusion=True, frozen=True, incremental=True, precision=Precision.PRECISION_FP32
     )
 
 
@@ -85,6 +85,7 @@ async def test_a_version_says_what_it_cannot_do(zoo: Served) -> None:
         occlusion_reason="answers depend on the other images of a batch",
         incremental_reason="a window needs only 1.04 times fewer multiplications",
         frozen=True,
+        precision=Precision.PRECISION_FP32,
     )
 
 
@@ -94,7 +95,11 @@ async def test_a_version_without_an_image_says_so(zoo: Served) -> None:
     assert version.state == State.STATE_AVAILABLE
     assert version.image_input == ""
     assert version.capabilities == pb.Capabilities(
-        gradient_reason=NO_IMAGE, occlusion_reason=NO_IMAGE, incremental_reason=NO_IMAGE, frozen=True
+        gradient_reason=NO_IMAGE,
+        occlusion_reason=NO_IMAGE,
+        incremental_reason=NO_IMAGE,
+        frozen=True,
+        precision=Precision.PRECISION_FP32,
     )
 
 

@@ -19,6 +19,7 @@ from fakes.servables import describe
 from fakes.serving import Gate, Offer, Served, served
 from fakes.wide import Plain
 from vitrail.v1 import explanation_pb2 as pb
+from vitrail.v1.tensor_pb2 import Precision
 from vitrail_server.servable import Capabilities
 from vitrail_server.work import Kind
 
@@ -116,6 +117,7 @@ async def test_a_plan_names_every_default_that_is_used_for_an_occlusion(fakes: S
         execution=pb.Plan.EXECUTION_FULL,
         source_box=pb.SourceBox(height=7, width=9),
         priority=100,
+        precision=Precision.PRECISION_FP32,
     )
 
 
@@ -135,6 +137,7 @@ async def test_a_plan_names_every_default_that_is_used_for_a_gradient(fakes: Ser
         execution=pb.Plan.EXECUTION_FULL,
         source_box=pb.SourceBox(height=10, width=7),
         priority=100,
+        precision=Precision.PRECISION_FP32,
     )
 
 

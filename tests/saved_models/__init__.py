@@ -100,6 +100,27 @@ def local(path: Path, whole_from_the_start: bool = False) -> None:
     save(path, predict, (None, 64, 64, 3), variables=(*kernels, head))
 
 
+def cancelling(path: Path, factor: float) -> None:
+    """A small `y` (N, 1) that is left of numbers `factor` times as large as the pixels."""
+    kernel = tf.constant(factor * np.eye(3, dtype=np.float32)[None, None])
+
+    def predict(image: Tensor) -> dict[str, Tensor]:
+        left = tf.nn.conv2d(image, kernel, 1, "VALID") - factor * image
+        return {"y": tf.reduce_mean(tf.abs(left) + image / 128, [1, 2]) @ tf.ones((3, 1))}
+
+    save(path, predict)
+
+
+def convolved_with_mean(path: Path) -> None:
+    """Two kernels: `y` (N, 2), and `mean` (), one number for the whole batch."""
+
+    def predict(image: Tensor) -> dict[str, Tensor]:
+        y = tf.reduce_mean(tf.nn.conv2d(image, numbers(3, 3, 3, 4), 1, "SAME"), [1, 2]) @ numbers(4, 2)
+        return {"y": y, "mean": tf.reduce_mean(y)}
+
+    save(path, predict)
+
+
 def convolutional_without_edge(path: Path) -> None:
     """One convolution of 3 x 3 without padding: any image of 3 x 3 or more."""
     kernel = tf.constant(numbers(3, 3, 3, 2))

@@ -1003,6 +1003,7 @@ class Plan(_message.Message):
     SOURCE_BOX_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    PRECISION_FIELD_NUMBER: _builtins.int
     model_name: _builtins.str
     """The model and the version that computes all of it."""
     model_version: _builtins.int
@@ -1014,6 +1015,10 @@ class Plan(_message.Message):
     """How the evaluations are computed; it does not change within one explanation."""
     priority: _builtins.int
     """The priority used."""
+    precision: _tensor_pb2.Precision.ValueType
+    """In what the evaluations multiply: what the model's configuration asks for. Gradients do so in FP32
+    where that is BF16 or FP16.
+    """
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResolvedTarget]:
         """The elements explained, in the order of the map's first dimension."""
@@ -1059,10 +1064,11 @@ class Plan(_message.Message):
         source_box: Global___SourceBox | None = ...,
         warnings: _abc.Iterable[Global___Warning] | None = ...,
         priority: _builtins.int = ...,
+        precision: _tensor_pb2.Precision.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["gradient", b"gradient", "method", b"method", "objective", b"objective", "occlusion", b"occlusion", "source_box", b"source_box", "window_grid", b"window_grid"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluations", b"evaluations", "execution", b"execution", "gradient", b"gradient", "map_shape", b"map_shape", "method", b"method", "model_name", b"model_name", "model_version", b"model_version", "objective", b"objective", "occlusion", b"occlusion", "output_name", b"output_name", "priority", b"priority", "source_box", b"source_box", "targets", b"targets", "warnings", b"warnings", "window_grid", b"window_grid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluations", b"evaluations", "execution", b"execution", "gradient", b"gradient", "map_shape", b"map_shape", "method", b"method", "model_name", b"model_name", "model_version", b"model_version", "objective", b"objective", "occlusion", b"occlusion", "output_name", b"output_name", "precision", b"precision", "priority", b"priority", "source_box", b"source_box", "targets", b"targets", "warnings", b"warnings", "window_grid", b"window_grid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_method: _TypeAlias = _typing.Literal["gradient", "occlusion"]  # noqa: Y015
     _WhichOneofArgType_method: _TypeAlias = _typing.Literal["method", b"method"]  # noqa: Y015

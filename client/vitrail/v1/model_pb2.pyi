@@ -305,6 +305,8 @@ class Capabilities(_message.Message):
     FROZEN_REASON_FIELD_NUMBER: _builtins.int
     INCREMENTAL_FIELD_NUMBER: _builtins.int
     INCREMENTAL_REASON_FIELD_NUMBER: _builtins.int
+    PRECISION_FIELD_NUMBER: _builtins.int
+    PRECISION_DIFFERENCE_FIELD_NUMBER: _builtins.int
     gradient: _builtins.bool
     """Whether the gradient of the outputs with respect to the image exists."""
     gradient_reason: _builtins.str
@@ -330,6 +332,12 @@ class Capabilities(_message.Message):
     """
     incremental_reason: _builtins.str
     """Why not. Empty if they may."""
+    precision: _tensor_pb2.Precision.ValueType
+    """In what forwards multiply, as the model's configuration asks for."""
+    precision_difference: _builtins.float
+    """How far outputs are from those in FP32: the largest difference for random images, as a part of the
+    largest output. 0 where the precision is FP32, and not measured of TF32.
+    """
     @_builtins.property
     def batch_sizes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChosenBatchSize]:
         """The batch sizes that were measured and chosen, per image size."""
@@ -349,10 +357,12 @@ class Capabilities(_message.Message):
         frozen_reason: _builtins.str = ...,
         incremental: _builtins.bool = ...,
         incremental_reason: _builtins.str = ...,
+        precision: _tensor_pb2.Precision.ValueType = ...,
+        precision_difference: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_fixed_batch_size", b"_fixed_batch_size", "fixed_batch_size", b"fixed_batch_size"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fixed_batch_size", b"_fixed_batch_size", "batch_dependent", b"batch_dependent", "batch_sizes", b"batch_sizes", "fixed_batch_size", b"fixed_batch_size", "frozen", b"frozen", "frozen_reason", b"frozen_reason", "gradient", b"gradient", "gradient_reason", b"gradient_reason", "incremental", b"incremental", "incremental_reason", b"incremental_reason", "non_deterministic", b"non_deterministic", "occlusion", b"occlusion", "occlusion_reason", b"occlusion_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fixed_batch_size", b"_fixed_batch_size", "batch_dependent", b"batch_dependent", "batch_sizes", b"batch_sizes", "fixed_batch_size", b"fixed_batch_size", "frozen", b"frozen", "frozen_reason", b"frozen_reason", "gradient", b"gradient", "gradient_reason", b"gradient_reason", "incremental", b"incremental", "incremental_reason", b"incremental_reason", "non_deterministic", b"non_deterministic", "occlusion", b"occlusion", "occlusion_reason", b"occlusion_reason", "precision", b"precision", "precision_difference", b"precision_difference"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__fixed_batch_size: _TypeAlias = _typing.Literal["fixed_batch_size"]  # noqa: Y015
     _WhichOneofArgType__fixed_batch_size: _TypeAlias = _typing.Literal["_fixed_batch_size", b"_fixed_batch_size"]  # noqa: Y015

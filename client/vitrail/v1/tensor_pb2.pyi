@@ -61,6 +61,36 @@ DATA_TYPE_FP32: DataType.ValueType  # 11
 DATA_TYPE_FP64: DataType.ValueType  # 12
 Global___DataType: _TypeAlias = DataType  # noqa: Y015
 
+class _Precision:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PrecisionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Precision.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRECISION_UNSPECIFIED: _Precision.ValueType  # 0
+    PRECISION_FP32: _Precision.ValueType  # 1
+    """IEEE 754 single precision."""
+    PRECISION_TF32: _Precision.ValueType  # 2
+    """TensorFloat-32: the exponents of FP32 with 10 bits of fraction, on NVIDIA GPUs."""
+    PRECISION_BF16: _Precision.ValueType  # 3
+    """bfloat16: the exponents of FP32 with 7 bits of fraction."""
+    PRECISION_FP16: _Precision.ValueType  # 4
+    """IEEE 754 half precision."""
+
+class Precision(_Precision, metaclass=_PrecisionEnumTypeWrapper):
+    """In what a model multiplies. Sums are kept in 32 bits, and tensors have the types of the model."""
+
+PRECISION_UNSPECIFIED: Precision.ValueType  # 0
+PRECISION_FP32: Precision.ValueType  # 1
+"""IEEE 754 single precision."""
+PRECISION_TF32: Precision.ValueType  # 2
+"""TensorFloat-32: the exponents of FP32 with 10 bits of fraction, on NVIDIA GPUs."""
+PRECISION_BF16: Precision.ValueType  # 3
+"""bfloat16: the exponents of FP32 with 7 bits of fraction."""
+PRECISION_FP16: Precision.ValueType  # 4
+"""IEEE 754 half precision."""
+Global___Precision: _TypeAlias = Precision  # noqa: Y015
+
 @_typing.final
 class Tensor(_message.Message):
     """An n-dimensional array, as it lies in memory."""

@@ -63,6 +63,7 @@ def _parameters(description: Description) -> dict[str, str]:
         "image_range": _numbers(settings.image_range),
         "image_resize": settings.image_resize,
         "incremental": settings.incremental,
+        "precision": settings.precision,
         "fill": _numbers(settings.fill),
     }
     if settings.score_tensor is not None:

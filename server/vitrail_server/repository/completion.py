@@ -68,6 +68,7 @@ def complete(
         image_range=_fitting("image_range", ours.image_range or settings.image_range, image),
         image_resize=ours.image_resize or settings.image_resize,
         incremental=ours.incremental,
+        precision=ours.precision,
         image_sizes=sizes,
         fill=_fill(ours.fill or settings.fill, image),
     )
@@ -105,7 +106,7 @@ def _speaks_of_an_image(config: ModelConfig) -> bool:
         ours.image_sizes,
         ours.fill,
     )
-    return declared or any(about_image)
+    return declared or any(about_image) or ours.precision != "FP32"
 
 
 def _check_names(config: ModelConfig, signature: Signature) -> None:

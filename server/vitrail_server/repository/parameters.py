@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import TypeVar, get_args
 
 from vitrail.errors import InvalidArgument
-from vitrail_server.servable import ImageSize, Incremental, Resize, Task
+from vitrail_server.servable import ImageSize, Incremental, Precision, Resize, Task
 from vitrail_server.wording import listed, quoted
 
 T = TypeVar("T")
@@ -21,6 +21,7 @@ PREFIX = "vitrail."
 TASKS: tuple[Task, ...] = get_args(Task)
 RESIZES: tuple[Resize, ...] = get_args(Resize)
 INCREMENTAL: tuple[Incremental, ...] = get_args(Incremental)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,8 @@ class Parameters:
     """The versions that labels name, for example ``stable=3,canary=4``."""
     incremental: Incremental = "AUTO"
     """AUTO: occlusions are computed incrementally where that pays; OFF: never."""
+    precision: Precision = "FP32"
+    """In which forwards multiply: FP32, TF32, BF16 or FP16."""
     build_command: str = ""
     """The command that makes the model, named where no version of it is there."""
 
@@ -64,10 +67,10 @@ def read_parameters(parameters: Mapping[str, str]) -> tuple[Parameters, tuple[st
 
     """
     given = {key.removeprefix(PREFIX): text for key, text in parameters.items() if key.startswith(PREFIX)}
-    known = [parameter.name for parameter in fields(Parameters)]
-    for key in sorted(given.keys() - known):
+    known = [PREFIX + parameter.name for parameter in fields(Parameters)]
+    for key in sorted(key for key in given if PREFIX + key not in known):
         raise InvalidArgument(
-            f"unknown parameter {quoted(PREFIX + key)}; known are: {listed(PREFIX + name for name in known)}",
+            f"unknown parameter {quoted(PREFIX + key)}; known are: {', '.join(known)}",
             field=_path(PREFIX + key),
         )
 
@@ -92,6 +95,7 @@ def read_parameters(parameters: Mapping[str, str]) -> tuple[Parameters, tuple[st
         fill=read("fill", _numbers, ()),
         version_labels=read("version_labels", _labels, {}),
         incremental=read("incremental", _one_of(INCREMENTAL), "AUTO"),
+        precision=read("precision", _one_of(PRECISIONS), "FP32"),
         build_command=read("build_command", _text, ""),
     )
     return ours, _notes(parameters)

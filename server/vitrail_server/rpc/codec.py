@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from vitrail.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from vitrail.tensors import from_tensor, to_tensor
 from vitrail.v1 import explanation_pb2 as pb
+from vitrail.v1.tensor_pb2 import Precision
 from vitrail_server.explainers.fills import Blur, Constant, Fill, GivenImage, ImageMean
 from vitrail_server.explainers.gradient import GradientParameters, GradientRun, Reduction
 from vitrail_server.explainers.grid import Edge, Order
@@ -131,6 +132,7 @@ def plan_message(
         source_box=pb.SourceBox(top=box.top, left=box.left, height=box.height, width=box.width),
         warnings=[_warning(note) for note in plan.warnings],
         priority=priority,
+        precision=Precision.Value(f"PRECISION_{description.precision(run.kind)}"),
     )
     if plan.window_grid is not None:
         message.window_grid.rows, message.window_grid.columns = plan.window_grid

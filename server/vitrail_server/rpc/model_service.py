@@ -3,7 +3,7 @@
 from vitrail.tensors import DTYPES as WIRE_DTYPES
 from vitrail.v1 import model_pb2 as pb
 from vitrail.v1.model_pb2_grpc import ModelServiceServicer
-from vitrail.v1.tensor_pb2 import DataType
+from vitrail.v1.tensor_pb2 import DataType, Precision
 from vitrail_server.repository.manager import Manager
 from vitrail_server.repository.state import ModelStatus, VersionStatus
 from vitrail_server.rpc.context import Context
@@ -62,7 +62,7 @@ def _describe(message: pb.ModelVersion, description: Description, *, labels: boo
     )
     message.image_input = settings.image_input or ""
     message.task = pb.ModelVersion.Task.Value(f"TASK_{description.task}")
-    message.capabilities.CopyFrom(_capabilities(description.capabilities))
+    message.capabilities.CopyFrom(_capabilities(description.capabilities, settings.precision))
 
 
 def _tensor(spec: TensorSpec, labels: tuple[str, ...] = ()) -> pb.TensorSpec:
@@ -77,7 +77,7 @@ def _data_type(datatype: str) -> DataType.ValueType:
     return next((wire for wire, each in WIRE_DTYPES.items() if each == dtype), DataType.DATA_TYPE_UNSPECIFIED)
 
 
-def _capabilities(capabilities: Capabilities) -> pb.Capabilities:
+def _capabilities(capabilities: Capabilities, precision: str) -> pb.Capabilities:
     return pb.Capabilities(
         gradient=not capabilities.gradient_reason,
         gradient_reason=capabilities.gradient_reason,
@@ -100,4 +100,6 @@ def _capabilities(capabilities: Capabilities) -> pb.Capabilities:
         frozen_reason=capabilities.frozen_reason,
         incremental=not capabilities.incremental_reason,
         incremental_reason=capabilities.incremental_reason,
+        precision=Precision.Value(f"PRECISION_{precision}"),
+        precision_difference=capabilities.precision_difference,
     )

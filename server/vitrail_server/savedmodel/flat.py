@@ -98,6 +98,24 @@ class FlatGraph:
         return sum(value.nbytes for value in self.constants.values())
 
 
+def in_order(graph: FlatGraph) -> list[Node]:
+    """Return the nodes so that each comes after those it uses; those in a cycle are left out."""
+    users: dict[str, list[str]] = {}
+    missing: dict[str, int] = {}
+    for name, node in graph.nodes.items():
+        sources = {name_of(each) for each in node.input} & graph.nodes.keys()
+        missing[name] = len(sources)
+        for source in sources:
+            users.setdefault(source, []).append(name)
+    ready = [name for name, count in missing.items() if not count]
+    for name in ready:  # grows meanwhile
+        for user in users.get(name, ()):
+            missing[user] -= 1
+            if not missing[user]:
+                ready.append(user)
+    return [graph.nodes[name] for name in ready]
+
+
 def first_output(reference: str) -> str:
     """Return a reference in its only form: the first output without its number."""
     return reference.removesuffix(":0")

@@ -6,7 +6,7 @@ the loading thread, calls on the device's.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from vitrail_server.savedmodel.flat import FlatGraph
 from vitrail_server.savedmodel.importing import imported
+from vitrail_server.savedmodel.products import Products
 from vitrail_server.savedmodel.programs import Derivatives
 from vitrail_server.savedmodel.rows import Arrays
 from vitrail_server.savedmodel.signature import DATATYPES, Exported
@@ -72,6 +73,8 @@ class Forward:
         """The large constants in it are views of the tensors in `held`."""
         self.held = held or {}
         """The constants of `flat` that are tensors outside of the function, by name."""
+        self.products: Products = nullcontext
+        """How the function is to be run."""
         self._keep = keep
 
     def __call__(self, arrays: Arrays, wanted: Collection[str]) -> dict[str, NDArray[np.generic]]:
@@ -81,7 +84,7 @@ class Forward:
             OutOfMemory: the device could not hold the batch.
 
         """
-        with memory_errors():
+        with memory_errors(), self.products():
             tensors = self.concrete(*(_tensor(arrays[name]) for name in self.inputs))
             return {name: _array(tensors[self.outputs.index(name)]) for name in wanted}
 
@@ -119,7 +122,7 @@ def flat_forward(
     """Trace a flat graph whose inputs and outputs have these names, in the graph's order."""
     large = {name for name, value in graph.constants.items() if value.nbytes > EMBEDDED}
     concrete, held = _trace_flat(graph, large, shared or Shared())
-    views = {name: np.asarray(memoryview(tensor)) for name, tensor in held.items()}
+    views = {name: _view(tensor) for name, tensor in held.items()}
     flat = replace(graph, constants={**graph.constants, **views})
     return Forward(concrete, inputs, outputs, keep=None, flat=flat, held=held)
 
@@ -185,6 +188,8 @@ class Gradient:
         """The outputs, flattened to (n, elements), in the order that `Derivatives.outputs` counts."""
         self.differentiable = frozenset(differentiable)
         """Those of them that are floating point numbers; the others have no gradient."""
+        self.products: Products = nullcontext
+        """How the function is to be run."""
         self._keep = keep
 
     def __call__(
@@ -197,7 +202,7 @@ class Gradient:
 
         """
         rows = (derivatives.outputs, derivatives.targets, derivatives.objectives, derivatives.values)
-        with memory_errors():
+        with memory_errors(), self.products():
             *tensors, gradients = self.concrete(
                 *map(tf.constant, rows), *(tf.constant(arrays[name]) for name in self.inputs)
             )
@@ -298,6 +303,14 @@ def _shape(spec: TensorSpec) -> list[int | None] | None:
 def _tensor(array: NDArray[np.generic]) -> Tensor:
     # Without a type TensorFlow could not tell that an empty array of objects is one of strings.
     return tf.constant(array, tf.string if array.dtype == object else None)
+
+
+def _view(tensor: Tensor) -> NDArray[Any]:
+    """Return a tensor's memory as an array, not a copy of it."""
+    if tensor.dtype != tf.bfloat16:
+        return np.asarray(memoryview(tensor))
+    # Python's buffers have no bfloat16.
+    return np.asarray(memoryview(tf.bitcast(tensor, tf.uint16))).view(tf.bfloat16.as_numpy_dtype)
 
 
 def _array(tensor: Tensor) -> NDArray[np.generic]:

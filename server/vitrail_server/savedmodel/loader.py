@@ -25,8 +25,10 @@ from vitrail_server.savedmodel.incremental.weights import Weights
 from vitrail_server.savedmodel.memory import release_memory
 from vitrail_server.savedmodel.messages import Sizes
 from vitrail_server.savedmodel.platform import accelerated
+from vitrail_server.savedmodel.precision import TYPES, lowered_forward, require
 from vitrail_server.savedmodel.predict import Predictors
 from vitrail_server.savedmodel.probe import Run, Sample, common_elements, find_gradient, observe
+from vitrail_server.savedmodel.products import products_in
 from vitrail_server.savedmodel.programs import BatchProgram, Differentiate, Evaluate
 from vitrail_server.savedmodel.resident import ResidentRows
 from vitrail_server.savedmodel.signature import (
@@ -113,6 +115,7 @@ class SavedModelLoader:
         """
         exported = read(path)
         signature, settings = complete(exported.signature)
+        require(settings.precision)
         # The task and the rest are filled in when they are known.
         known = Description(name, version, signature, settings, "REGRESSION", frozenset(), {}, Capabilities())
         if settings.image_input is not None:
@@ -120,6 +123,11 @@ class SavedModelLoader:
                 return self._explained(exported, known, run, freezes=freezes)
             except NotExplainable as error:
                 settings = replace(settings, image_input=None, image_reason=error.message)
+        if settings.precision != "FP32":
+            raise FailedPrecondition(
+                f"parameter 'vitrail.precision' is {settings.precision}, which is for models with an image: "
+                f"{settings.image_reason}"
+            )
         forward = trace_forward(exported, tuple(signature.outputs))
         seconds = self._warm(forward, signature, run)
         return LoadedModel(_unexplained(known, settings), forward, whole=forward, seconds=seconds)
@@ -147,7 +155,14 @@ class SavedModelLoader:
         frozen_reason = NOT_TRIED
         if freezes:
             forward, frozen_reason = freeze(forward, behaviour, sample, run)
+        difference = 0.0
+        if (precision := settings.precision) in TYPES:
+            forward, difference = lowered_forward(forward, frozen_reason, precision, behaviour, sample, run)
         gradient, gradient_reason = find_gradient(exported, tuple(elements), behaviour, sample, run)
+
+        forward.products = products_in(precision, accelerated=accelerated())
+        if gradient:
+            gradient.products = forward.products
 
         bench = Bench(
             run=run,
@@ -161,13 +176,13 @@ class SavedModelLoader:
         rows = ResidentRows() if accelerated() else None
         programs: dict[tuple[Kind, ImageSize], BatchProgram] = {}
         for size, each in samples.items():
-            known_size = self._sizes.get((settings.max_batch_size, Kind.FORWARD, size))
+            known_size = self._sizes.get((settings.max_batch_size, precision, Kind.FORWARD, size))
             programs[Kind.FORWARD, size] = bench.program(
                 Evaluate(forward, rows), each, min(elements), known_size
             )
             if gradient:
                 tried = min(gradient.differentiable)
-                known_size = self._sizes.get((settings.max_batch_size, Kind.GRADIENT, size))
+                known_size = self._sizes.get((settings.max_batch_size, precision, Kind.GRADIENT, size))
                 programs[Kind.GRADIENT, size] = bench.program(
                     Differentiate(gradient), each, tried, known_size
                 )
@@ -199,12 +214,20 @@ class SavedModelLoader:
                     ChosenBatchSize(kind, size, program.batch_size, program.seconds)
                     for (kind, size), program in programs.items()
                 ),
+                precision_difference=difference,
             ),
         )
         served = tuple(signature.outputs)
         whole = forward
-        if not set(served) <= set(forward.outputs):
+        if missing := [name for name in served if name not in forward.outputs]:
+            if precision in TYPES:
+                names = listed(map(quoted, missing))
+                raise FailedPrecondition(
+                    f"parameter 'vitrail.precision' is {precision}, and {names} cannot be computed in it, "
+                    "without a row of numbers per image; list only other outputs in the configuration"
+                )
             whole = trace_forward(exported, served)
+            whole.products = forward.products
             self._warm(whole, signature, run)
         preparations = None
         if self._planning and not incremental_reason:
@@ -256,6 +279,7 @@ class Planning:
             samples=samples,
             programs={size: programs[Kind.FORWARD, size] for size in samples},
             max_batch_size=description.settings.max_batch_size,
+            products=forward.products,
         )
         return Preparations(
             model,

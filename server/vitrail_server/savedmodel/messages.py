@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitrail_server.servable import Description, ImageSize, ModelSettings, Signature
+from vitrail_server.servable import Description, ImageSize, ModelSettings, Precision, Signature
 from vitrail_server.work import Kind
 
-Sizes = Mapping[tuple[int | None, Kind, ImageSize], tuple[int, float]]
-"""Batch sizes and seconds that were measured, by the largest size allowed, program and image size."""
+Sizes = Mapping[tuple[int | None, Precision, Kind, ImageSize], tuple[int, float]]
+"""Batch sizes and seconds that were measured, by largest size allowed, precision, program and image size."""
 
 
 @dataclass(frozen=True, slots=True)

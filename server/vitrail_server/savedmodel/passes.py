@@ -17,6 +17,7 @@ from vitrail_server.savedmodel.flat import (
     Node,
     copy_of,
     first_output,
+    in_order,
     is_number,
     is_stateful,
     name_of,
@@ -54,7 +55,7 @@ def simplify(graph: FlatGraph) -> FlatGraph:
 def fold_constants(graph: FlatGraph) -> FlatGraph:
     """Compute what depends on constants only."""
     foldable: dict[str, Node] = {}
-    for node in _in_order(graph):
+    for node in in_order(graph):
         known = node.input and all(
             not each.startswith("^") and (name_of(each) in graph.constants or name_of(each) in foldable)
             for each in node.input
@@ -82,7 +83,7 @@ def fold_constants(graph: FlatGraph) -> FlatGraph:
 def skip_identities(graph: FlatGraph) -> FlatGraph:
     """Refer past operations that only hand on what they are given."""
     names: dict[str, str] = {}
-    for node in _in_order(graph):
+    for node in in_order(graph):
         if node.op in HANDING_ON and len(node.input) == 1:
             source = first_output(node.input[0])
             names[node.name] = names.get(source, source)
@@ -121,7 +122,7 @@ def bias_adds(graph: FlatGraph) -> FlatGraph:
     """Write the addition of a vector after a kernel as BiasAdd, and two of them as one."""
     uses = graph.uses()
     nodes, constants = dict(graph.nodes), dict(graph.constants)
-    for node in _in_order(graph):
+    for node in in_order(graph):
         if node.op not in ("Add", "AddV2", "Sub", "BiasAdd") or not _channels_last(node):
             continue
         operands = _tensor_and_constant(node, constants)
@@ -154,7 +155,7 @@ def fold_scales(graph: FlatGraph) -> FlatGraph:
     uses = graph.uses()
     nodes, constants = dict(graph.nodes), dict(graph.constants)
     names: dict[str, str] = {}
-    for node in _in_order(graph):
+    for node in in_order(graph):
         operands = _tensor_and_constant(node, constants) if node.op == "Mul" else None
         if operands is None:
             continue
@@ -238,24 +239,6 @@ def _evaluated(graph: FlatGraph) -> Sequence[Any]:
         )
         computed: Sequence[Any] = session.run(tensors, placeholders)
     return [np.asarray(each) for each in computed]
-
-
-def _in_order(graph: FlatGraph) -> list[Node]:
-    """Return the nodes so that each comes after those it uses; those in a cycle are left out."""
-    users: dict[str, list[str]] = {}
-    missing: dict[str, int] = {}
-    for name, node in graph.nodes.items():
-        sources = {name_of(each) for each in node.input} & graph.nodes.keys()
-        missing[name] = len(sources)
-        for source in sources:
-            users.setdefault(source, []).append(name)
-    ready = [name for name, count in missing.items() if not count]
-    for name in ready:  # grows meanwhile
-        for user in users.get(name, ()):
-            missing[user] -= 1
-            if not missing[user]:
-                ready.append(user)
-    return [graph.nodes[name] for name in ready]
 
 
 def _renamed(graph: FlatGraph, names: Mapping[str, str]) -> FlatGraph:

@@ -45,6 +45,16 @@ def accelerated() -> bool:
     return "CPU" not in str(tf.constant(0).device)
 
 
+def gpu_capability() -> tuple[int, int] | None:
+    """Return the compute capability of the GPU on which this thread computes now; None on a CPU."""
+    place = tf.DeviceSpec.from_string(tf.constant(0).device)
+    if place.device_type != "GPU":
+        return None
+    gpu = tf.config.list_physical_devices("GPU")[place.device_index]
+    major, minor = tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0))
+    return major, minor
+
+
 def settle_on(device: str) -> None:
     """Let whatever this thread computes from now on be on one device, as a device's own thread does."""
     computing_on(device).__enter__()

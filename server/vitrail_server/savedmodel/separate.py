@@ -223,8 +223,9 @@ class SeparateLoader:
         release_memory()
         model.memory_bytes = max(0, resident_bytes() - before)
         for each in model.description.capabilities.batch_sizes:
-            allowed = model.description.settings.max_batch_size
-            sizes = {**sizes, (allowed, each.kind, each.image_size): (each.batch_size, each.seconds)}
+            settings = model.description.settings
+            key = settings.max_batch_size, settings.precision, each.kind, each.image_size
+            sizes = {**sizes, key: (each.batch_size, each.seconds)}
         self._sizes[graph] = sizes
         if len(self._sizes) > MOST_GRAPHS:
             del self._sizes[next(iter(self._sizes))]

@@ -1,6 +1,7 @@
 """A plan with its traced functions: NumPy in, NumPy out, for windows of any image of the plan's size."""
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,6 +13,7 @@ from vitrail_server.savedmodel.incremental.executor import trace_tables, trace_w
 from vitrail_server.savedmodel.incremental.graph import SizedGraph
 from vitrail_server.savedmodel.incremental.plan import PAD_ROWS, Plan
 from vitrail_server.savedmodel.incremental.weights import Weights
+from vitrail_server.savedmodel.products import Products
 from vitrail_server.work import Subject
 
 Tables: TypeAlias = Sequence[Any]
@@ -29,8 +31,10 @@ class Evaluator:
         inputs: Sequence[str],
         image_input: str,
         outputs: Sequence[str],
+        products: Products = nullcontext,
     ) -> None:
         """Trace the functions; `inputs` and `outputs` are the names of those of `graph`, in order."""
+        self._products = products
         self.plan = plan
         self.table_bytes = table_bytes(graph, plan)
         self._graph = graph
@@ -48,7 +52,7 @@ class Evaluator:
 
         """
         arrays = {**subject.inputs, self._image_input: subject.image}
-        with memory_errors():
+        with memory_errors(), self._products():
             tables: Tables = self._tables(*(tf.constant(arrays[name][None]) for name in self._inputs))
             return tables
 
@@ -68,7 +72,7 @@ class Evaluator:
             for name in self._inputs
             if name != self._image_input
         ]
-        with memory_errors():
+        with memory_errors(), self._products():
             tensors = self._windows(
                 tf.constant(starts), tf.constant(shown), *tables, *(tf.constant(each) for each in others)
             )

@@ -8,6 +8,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from vitrail_server.savedmodel.incremental.budget import CacheBudget
@@ -19,6 +20,7 @@ from vitrail_server.savedmodel.incremental.program import IncrementalProgram, Pr
 from vitrail_server.savedmodel.incremental.weights import Weights
 from vitrail_server.savedmodel.memory import release_memory
 from vitrail_server.savedmodel.probe import Run, Sample
+from vitrail_server.savedmodel.products import Products
 from vitrail_server.savedmodel.programs import ForwardFunction
 from vitrail_server.servable import ImageSize, Program, WindowGrid
 from vitrail_server.wording import reason_of
@@ -52,6 +54,8 @@ class PlannedModel:
     """The full forwards."""
     max_batch_size: int | None
     """The largest batch that the model's configuration allows. None: no limit."""
+    products: Products = nullcontext
+    """How its functions are to be run."""
 
 
 @dataclass(slots=True)
@@ -146,7 +150,15 @@ class Preparations:
             )
         sample, full = model.samples[size], model.programs[size]
         image_input = sample.layout.image_input
-        evaluator = Evaluator(graph, plan, model.weights, model.inputs, image_input, model.outputs)
+        evaluator = Evaluator(
+            graph,
+            plan,
+            model.weights,
+            model.inputs,
+            image_input,
+            model.outputs,
+            products=model.products,
+        )
         trial = Trial(evaluator, model.forward, model.explained, sample.layout, self._run, self._clock)
         verdict = trial.verdict(
             sample.subjects[0],

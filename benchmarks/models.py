@@ -1,7 +1,7 @@
 """The models that are measured: Keras applications with random weights, and the sample repository's own.
 
-Random weights are as good as trained ones for speed, and need no download. They are written once, with a
-fixed seed, and kept in `build/`, which is not under version control.
+Random weights are as good as trained ones for speed, if no bias is zero, and need no download. They are
+written once, with a fixed seed, and kept in `build/`, which is not under version control.
 """
 
 import re

@@ -76,7 +76,22 @@ def build(name: str) -> keras.Model:
     network: keras.Model = (
         getattr(keras.applications, application)(weights=None) if application else _pebbles()
     )
+    _shift(network)
     return network
+
+
+def _shift(network: keras.Model) -> None:
+    """Give batch norms scales and offsets, as training does.
+
+    TensorFlow drops a bias of zeros, and then no longer fuses what is around it: the graph would be slower
+    than a trained one.
+    """
+    generator = np.random.default_rng(SEED)
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            for weight, middle in ((layer.gamma, 1.0), (layer.beta, 0.0)):
+                if weight is not None:
+                    weight.assign(middle + 0.2 * generator.normal(size=weight.shape))
 
 
 def _pebbles() -> keras.Model:

@@ -96,6 +96,23 @@ def test_a_bias_and_an_activation_follow_their_kernel() -> None:
     assert sum(node.op == "Cast" for node in graph.nodes.values()) == 2  # on the way in, and out
 
 
+def test_what_hands_on_numbers_takes_its_other_inputs_as_they_are() -> None:
+    """Shapes, paddings and orders of axes are whole numbers."""
+
+    def predict(image: Any) -> Any:
+        padded = tf.pad(convolved(image, 1), [[0, 0], [1, 0], [0, 0], [0, 0]])
+        turned = tf.transpose(tf.reshape(padded, (-1, 1, 2, 1)), [0, 2, 1, 3])
+        return convolved(turned, 1)
+
+    assert answer(predict, tf.bfloat16, A_BIT_MORE) == [0, 1]
+    _, graph = graphs(predict, tf.bfloat16)
+    assert graph is not None
+    assert [node.attr["DstT"].type for node in graph.nodes.values() if node.op == "Cast"] == [
+        tf.bfloat16.as_datatype_enum,
+        tf.float32.as_datatype_enum,
+    ]
+
+
 def test_an_activation_by_itself_is_left_alone() -> None:
     def predict(image: Any) -> Any:
         return convolved(tf.nn.relu(image + 0.0 * convolved(image, 1)), 1)

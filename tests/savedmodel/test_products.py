@@ -1,6 +1,7 @@
 """The one switch for TensorFloat-32: on while who wants it computes, off for others, and nobody starves."""
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -77,8 +78,9 @@ def test_who_wants_it_otherwise_waits_and_is_not_overtaken() -> None:
     assert first.entered.wait(PATIENCE)
     second.start()
     assert second.asked.wait(PATIENCE)
+    end = time.monotonic() + PATIENCE
     while not turns._first.locked():
-        pass
+        assert time.monotonic() < end
     third.start()
     assert third.asked.wait(PATIENCE)
     # The third agrees with the first, who is inside, and yet comes after the second.
@@ -140,6 +142,8 @@ def test_forwards_and_gradients_of_a_model_that_asks_for_it_run_with_it(
         for function in (model.forward, model.gradient):
             function.concrete = _watched(function.concrete, seen)
         model.program(Kind.FORWARD, size).execute([occlusion])
+        with products_in("FP32" if on else "TF32", accelerated=True)():
+            pass  # another model's batch comes between
         model.program(Kind.GRADIENT, size).execute([gradient])
         assert seen == [on, on]
         assert model.description.precision(Kind.GRADIENT) == name

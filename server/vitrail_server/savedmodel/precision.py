@@ -31,7 +31,9 @@ TYPES: Mapping[Precision, Any] = {"BF16": tf.bfloat16, "FP16": tf.float16}
 LINEAR = KERNELS | {"BatchMatMul", "BatchMatMulV2"}
 """What multiplies: the operations that are worth it."""
 
-FOLLOWING = frozenset({"BiasAdd", "Relu", "Relu6", "LeakyRelu", "MaxPool", "Reshape", "Squeeze", "Transpose"})
+FOLLOWING = frozenset(
+    {"BiasAdd", "Relu", "Relu6", "LeakyRelu", "MaxPool", "Pad", "Reshape", "Squeeze", "Transpose"}
+)
 """What rounds nothing further, or adds one number per channel to a product that is rounded anyway."""
 
 LARGEST_DIFFERENCE = 0.2

@@ -19,7 +19,7 @@ from vitrail import calls
 from vitrail.conversation import Conversation, Result
 from vitrail.errors import Cancelled, VitrailError
 from vitrail.explanation import Explanation, ended, receive
-from vitrail.request import ImageLike, Options, image_message, keyed, specification, tiles_request
+from vitrail.request import ImageLike, Options, image_message, keyed, set_budget, set_image, specification
 from vitrail.status import from_rpc_error
 from vitrail.v1 import explanation_pb2 as pb
 from vitrail.v1.explanation_pb2_grpc import ExplanationServiceStub
@@ -149,17 +149,19 @@ class Client:
     async def _tiles(
         self, spec: pb.ExplanationSpec, image: ImageLike, timeout: float | None
     ) -> AsyncGenerator[Explanation, None]:
-        spec.image.CopyFrom(await asyncio.to_thread(image_message, image))
+        request = pb.ExplainTilesRequest(spec=spec)
+        await asyncio.to_thread(set_image, request.spec.image, image)
         retry = calls.Retry(timeout)
         while True:
             explanation, budget = None, retry.remaining
+            set_budget(request.spec, budget)
             call = self._explanations.ExplainTiles(
-                tiles_request(spec, budget), timeout=calls.deadline(budget), metadata=self._metadata
+                request, timeout=calls.deadline(budget), metadata=self._metadata
             )
             try:
                 with _cancelled_elsewhere():
                     async for response in call:
-                        explanation = receive(explanation, response, spec.image)
+                        explanation = receive(explanation, response, request.spec.image)
                         yield explanation
                 ended(explanation)
                 return

@@ -20,7 +20,7 @@ from vitrail import calls
 from vitrail.conversation import Conversation, Result
 from vitrail.errors import VitrailError
 from vitrail.explanation import Explanation, ended, receive
-from vitrail.request import ImageLike, Options, image_message, keyed, specification, tiles_request
+from vitrail.request import ImageLike, Options, image_message, keyed, set_budget, set_image, specification
 from vitrail.status import from_rpc_error
 from vitrail.v1 import explanation_pb2 as pb
 from vitrail.v1.explanation_pb2_grpc import ExplanationServiceStub
@@ -81,9 +81,9 @@ class Client:
         generator, or leaving it for good, cancels the call and ends the server's work. Arguments and
         errors are those of `explain`.
         """
-        spec = specification(model, options)
-        spec.image.CopyFrom(image_message(image))
-        return self._tiles(spec, options.get("timeout"))
+        request = pb.ExplainTilesRequest(spec=specification(model, options))
+        set_image(request.spec.image, image)
+        return self._tiles(request, options.get("timeout"))
 
     @overload
     def explain_many(  # type: ignore[overload-overlap]  # a mapping from paths is also an iterable of paths
@@ -162,16 +162,19 @@ class Client:
     ) -> None:
         self.close()
 
-    def _tiles(self, spec: pb.ExplanationSpec, timeout: float | None) -> Generator[Explanation, None, None]:
+    def _tiles(
+        self, request: pb.ExplainTilesRequest, timeout: float | None
+    ) -> Generator[Explanation, None, None]:
         retry = calls.Retry(timeout)
         while True:
             explanation, budget = None, retry.remaining
+            set_budget(request.spec, budget)
             call = self._explanations.ExplainTiles(
-                tiles_request(spec, budget), timeout=calls.deadline(budget), metadata=self._metadata
+                request, timeout=calls.deadline(budget), metadata=self._metadata
             )
             try:
                 for response in call:
-                    explanation = receive(explanation, response, spec.image)
+                    explanation = receive(explanation, response, request.spec.image)
                     yield explanation
                 ended(explanation)
                 return

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from vitrail.enums import value_of
 from vitrail.errors import InvalidArgument
 from vitrail.methods import Gradient, Method, to_message
-from vitrail.tensors import to_tensor
+from vitrail.tensors import to_tensor, write_tensor
 from vitrail.v1 import explanation_pb2 as pb
 
 if TYPE_CHECKING:
@@ -158,9 +158,17 @@ def image_message(image: ImageLike) -> pb.Image:
         InvalidArgument: none of these, an empty image, or a file that cannot be read.
 
     """
+    message = pb.Image()
+    set_image(message, image)
+    return message
+
+
+def set_image(message: pb.Image, image: ImageLike) -> None:
+    """Let a new message carry an image, as `image_message` does."""
     path = "spec.image"
     if _is_pillow(image):
-        return pb.Image(encoded=_png(image))
+        message.encoded = _png(image)
+        return
     if isinstance(image, str | os.PathLike):
         try:
             encoded = Path(image).read_bytes()
@@ -175,7 +183,8 @@ def image_message(image: ImageLike) -> pb.Image:
                 f"{path}.tensor.shape is {list(array.shape)}; every size must be at least 1",
                 field=f"{path}.tensor.shape",
             )
-        return pb.Image(tensor=to_tensor(array, f"{path}.tensor"))
+        write_tensor(message.tensor, array, f"{path}.tensor")
+        return
     else:
         raise InvalidArgument(
             f"{path} is a {type(image).__name__}; use an array, a path, the bytes of a JPEG or PNG file, or "
@@ -185,14 +194,7 @@ def image_message(image: ImageLike) -> pb.Image:
     if not encoded:
         path = f"{path}.encoded"
         raise InvalidArgument(f"{path} is empty; it must be a JPEG or PNG file", field=path)
-    return pb.Image(encoded=encoded)
-
-
-def tiles_request(spec: pb.ExplanationSpec, budget: float | None) -> pb.ExplainTilesRequest:
-    """Return the request for `spec`, to be answered within `budget` seconds; None: without a limit."""
-    request = pb.ExplainTilesRequest(spec=spec)
-    set_budget(request.spec, budget)
-    return request
+    message.encoded = encoded
 
 
 def set_budget(spec: pb.ExplanationSpec, budget: float | None) -> None:

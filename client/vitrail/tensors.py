@@ -29,8 +29,16 @@ MAX_RANK = 8
 
 
 def to_tensor(array: NDArray[np.generic], field: str = "") -> Tensor:
-    """Return the message that carries `array`, of any shape and any type in `DTYPES`.
+    """Return the message that carries `array`; arguments and errors are those of `write_tensor`."""
+    tensor = Tensor()
+    write_tensor(tensor, array, field)
+    return tensor
 
+
+def write_tensor(tensor: Tensor, array: NDArray[np.generic], field: str = "") -> None:
+    """Let a new message carry `array`, of any shape and any type in `DTYPES`.
+
+    In place, because a message with an image in it is copied whole wherever it becomes part of another.
     `field` is the tensor's path in the request, for messages; empty where there is none.
 
     Raises:
@@ -40,7 +48,10 @@ def to_tensor(array: NDArray[np.generic], field: str = "") -> Tensor:
     wanted = array.dtype.newbyteorder("<")
     for data_type, dtype in DTYPES.items():
         if dtype == wanted:
-            return Tensor(data_type=data_type, shape=array.shape, data=array.astype(dtype, "C").tobytes())
+            tensor.data_type = data_type
+            tensor.shape.extend(array.shape)
+            tensor.data = np.ascontiguousarray(array, dtype).tobytes()
+            return
     raise InvalidArgument(
         f"{field or 'the array'} is of type {array.dtype}, which cannot be sent; use one of {_names()}",
         field=field,
@@ -57,13 +68,14 @@ def from_tensor(tensor: Tensor, field: str) -> NDArray[np.generic]:
 
     """
     dtype, size = layout(tensor, field)
-    if len(tensor.data) != size:
+    data = tensor.data  # once: every look at it copies it
+    if len(data) != size:
         raise InvalidArgument(
-            f"{field}.data has {len(tensor.data)} bytes, but shape {list(tensor.shape)} of {dtype.name} "
+            f"{field}.data has {len(data)} bytes, but shape {list(tensor.shape)} of {dtype.name} "
             f"needs {size}",
             field=f"{field}.data",
         )
-    return np.frombuffer(tensor.data, dtype).reshape(tuple(tensor.shape))
+    return np.frombuffer(data, dtype).reshape(tuple(tensor.shape))
 
 
 def layout(tensor: Tensor, field: str) -> tuple[np.dtype[np.generic], int]:

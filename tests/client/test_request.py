@@ -15,8 +15,8 @@ from vitrail.request import (
     Options,
     image_message,
     keyed,
+    set_budget,
     specification,
-    tiles_request,
 )
 from vitrail.tensors import from_tensor
 from vitrail.v1 import explanation_pb2 as pb
@@ -205,9 +205,12 @@ def test_what_is_no_image_is_refused(image: Any, field: str) -> None:
 def test_a_budget_is_the_time_left() -> None:
     spec = specification("net", {"timeout": 2.5})
 
-    assert tiles_request(spec, 1.5).spec.time_budget.ToMilliseconds() == 1500
-    assert not tiles_request(spec, None).spec.HasField("time_budget")
-    assert tiles_request(spec, 0.0).spec.time_budget.ToNanoseconds() == 1
+    set_budget(spec, 1.5)
+    assert spec.time_budget.ToMilliseconds() == 1500
+    set_budget(spec, None)
+    assert not spec.HasField("time_budget")
+    set_budget(spec, 0.0)
+    assert spec.time_budget.ToNanoseconds() == 1
 
 
 def test_images_are_keyed_by_their_mapping_or_by_position() -> None:

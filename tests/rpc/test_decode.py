@@ -11,6 +11,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from fakes.properties import examples
 from vitrail.errors import VitrailError
+from vitrail.v1 import explanation_pb2 as pb
+from vitrail.v1.tensor_pb2 import Tensor
+from vitrail_server.rpc import codec
 from vitrail_server.rpc.images import decode, source_box
 
 from .files import SIGNATURE, chunk, described, saved
@@ -94,3 +97,24 @@ def test_whatever_is_wrong_with_a_file_is_an_error_of_ours(
         assert covered.height >= 1
         return
     assert refused.field == "spec.image.encoded"
+
+
+def tensor_of(*shape: int) -> pb.Image:
+    return pb.Image(tensor=Tensor(shape=shape))
+
+
+@pytest.mark.parametrize(
+    ("spec", "light"),
+    [
+        (pb.ExplanationSpec(gradient=pb.Gradient(), image=tensor_of(224, 224, 3)), True),
+        (pb.ExplanationSpec(gradient=pb.Gradient(), image=tensor_of(1024, 1024, 3)), False),
+        (pb.ExplanationSpec(gradient=pb.Gradient(), image=pb.Image(encoded=b"a photo")), False),
+        (pb.ExplanationSpec(occlusion=pb.Occlusion(), image=tensor_of(224, 224, 3)), False),
+        (pb.ExplanationSpec(image=tensor_of(224, 224, 3)), False),
+        (pb.ExplanationSpec(gradient=pb.Gradient()), False),
+    ],
+)
+def test_only_small_tensors_whose_gradient_is_asked_for_stay_on_the_event_loop(
+    spec: pb.ExplanationSpec, light: bool
+) -> None:
+    assert codec.is_light(spec) == light

@@ -109,9 +109,11 @@ class Session:
             self._urgency = _urgency_of(priority)
             budget = codec.seconds_of(spec.time_budget) if spec.HasField("time_budget") else None
             began = time.monotonic()
-            run, box = await engine.decoding.run(
-                codec.prepare, spec, description, engine.limits, engine.max_image_pixels
-            )
+            details = spec, description, engine.limits, engine.max_image_pixels
+            if codec.is_light(spec):
+                run, box = codec.prepare(*details)
+            else:
+                run, box = await engine.decoding.run(codec.prepare, *details)
             _check_map_size(run, max_map_bytes)
             self._submitted = time.monotonic()
             self._decode_seconds = self._submitted - began

@@ -17,6 +17,7 @@ from vitrail_server.savedmodel.rows import NOTHING_HIDDEN, Arrays, RowBuffer, Ro
 from vitrail_server.wording import listed, quoted
 from vitrail_server.work import GradientRows, Kind, OccludeRows, PredictRows, Result, Rows, Subject
 
+Element = TypeVar("Element", bound=np.generic)
 AnyRows = TypeVar("AnyRows", bound=Rows)
 
 NEWEST = 0.2
@@ -138,15 +139,20 @@ class Differentiate:
                     f"gradient: explain {listed(sorted(self._gradient.differentiable))}, or use occlusion"
                 )
         counts = [len(part) for part in parts]
-        padding = (0, size - sum(counts))
+        padding = size - sum(counts)
         positions = [self._gradient.outputs.index(part.output) for part in parts]
         objectives = [part.objective.value for part in parts]
         return Derivatives(
-            outputs=np.pad(np.repeat(positions, counts).astype(np.int32), padding, "edge"),
-            targets=np.pad(np.concatenate([part.targets for part in parts]), padding, "edge"),
-            objectives=np.pad(np.repeat(objectives, counts).astype(np.int32), padding, "edge"),
-            values=np.pad(np.concatenate([part.values for part in parts]), padding, "edge"),
+            outputs=_padded(np.repeat(positions, counts).astype(np.int32), padding),
+            targets=_padded(np.concatenate([part.targets for part in parts]), padding),
+            objectives=_padded(np.repeat(objectives, counts).astype(np.int32), padding),
+            values=_padded(np.concatenate([part.values for part in parts]), padding),
         )
+
+
+def _padded(array: NDArray[Element], padding: int) -> NDArray[Element]:
+    """Return the array with its last element repeated so many times."""
+    return np.concatenate([array, np.repeat(array[-1:], padding)]) if padding else array
 
 
 class BatchProgram:

@@ -209,13 +209,19 @@ class SeparateLoader:
             OutOfMemory: not even one image fits.
 
         """
-        from vitrail_server.savedmodel.memory import leave_imports_alone, release_memory, resident_bytes
+        from vitrail_server.savedmodel.memory import (
+            keep_freed_memory,
+            leave_imports_alone,
+            release_memory,
+            resident_bytes,
+        )
         from vitrail_server.savedmodel.platform import configure
 
         configure(*self._threads)
         before = resident_bytes()
         if not self._imported:
             leave_imports_alone()
+            keep_freed_memory()
             self._imported = True
         graph = f"{_digest(path)} {separate}"  # elsewhere than here another device computes
         sizes = self._sizes.get(graph, {})

@@ -48,6 +48,12 @@ def test_shortened_keeps_the_limit() -> None:
         (ValueError("bad value\nat line 3\nat line 4"), "ValueError: bad value"),
         (ValueError("\n  bad value"), "ValueError: bad value"),
         (ValueError(GRAPH_ERROR), "ValueError: a pixel : Tensor had NaN values"),
+        (
+            PermissionError(13, "Permission denied", "/models/net/1"),
+            "PermissionError: Permission denied: '1'",
+        ),
+        (OSError(5, "Input/output error", b"/models/net"), "OSError: Input/output error: 'net'"),
+        (OSError(28, "No space left on device"), "OSError: [Errno 28] No space left on device"),
         (MemoryError(), "MemoryError"),
         (FailedPrecondition(""), "FailedPrecondition"),
         (RuntimeError("x" * 1000), "RuntimeError: " + "x" * 397 + "..."),

@@ -4,7 +4,9 @@ Messages travel in HTTP/2 trailers, which clients limit to 8 KiB, and names come
 goes into a message passes through here and comes out printable and short.
 """
 
+import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from vitrail.errors import VitrailError
 
@@ -39,8 +41,14 @@ def shape_text(shape: Iterable[int] | None) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the first line that says what went wrong, with the error's class unless it is one of ours."""
-    line = shortened(next(_telling_lines(str(error)), ""), REASON_LIMIT)
+    """Return the first line that says what went wrong, with the error's class unless it is one of ours.
+
+    Of a file only the name is told: reasons reach clients, whom the server's directories do not concern.
+    """
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.strerror}: {quoted(Path(os.fsdecode(error.filename)).name)}"
+    line = shortened(next(_telling_lines(text), ""), REASON_LIMIT)
     if isinstance(error, VitrailError) and line:
         return line
     return f"{type(error).__name__}: {line}" if line else type(error).__name__

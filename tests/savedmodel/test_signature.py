@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from saved_models import IMAGE, OFFSETS
+import saved_models
+from saved_models import IMAGE, OFFSETS, numbers
 from savedmodel.conftest import Saved
 from vitrail.errors import FailedPrecondition
 from vitrail_server.savedmodel.rows import InputLayout
@@ -80,6 +81,20 @@ def test_what_is_no_saved_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "saved_model.pb").write_bytes(b"not a SavedModel")
     with pytest.raises(FailedPrecondition, match="cannot read the SavedModel"):
         read(tmp_path)
+
+
+def test_a_reason_names_no_directory_of_the_server(tmp_path: Path) -> None:
+    path = tmp_path / "1" / "model.savedmodel"
+    saved_models.linear(path, numbers(2, 2, 1, 1), numbers(1))
+    reasons = []
+    for file in ("variables/variables.index", "saved_model.pb"):
+        (path / file).unlink()
+        with pytest.raises(FailedPrecondition) as caught:
+            read(path)
+        reasons.append(caught.value.message)
+    for reason in reasons:
+        assert "model.savedmodel/" in reason
+        assert str(tmp_path) not in reason
 
 
 def inputs(**shapes: tuple[int, ...] | None) -> Signature:

@@ -4,6 +4,7 @@ What cannot be served at all is refused here, by name and with what would work; 
 is the configuration's business.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,9 @@ def read(path: Path) -> Exported:
     try:
         root: Any = tf.saved_model.load(str(path))
     except (OSError, ValueError, RuntimeError, LookupError, tf.errors.OpError) as error:
-        raise FailedPrecondition(f"TensorFlow cannot read the SavedModel: {reason_of(error)}") from error
+        # TensorFlow names files with all their directories, which do not concern a client.
+        reason = reason_of(error).replace(str(path.parent) + os.sep, "")
+        raise FailedPrecondition(f"TensorFlow cannot read the SavedModel: {reason}") from error
     signatures: dict[str, Any] = dict(getattr(root, "signatures", {}))
     if not signatures:
         raise FailedPrecondition(

@@ -338,9 +338,11 @@ def test_a_plan_that_is_slow_is_refused(tested: Net) -> None:
 
 
 def test_the_batch_fits_the_time_slice(tested: Net) -> None:
-    """By a clock on which every batch takes a second: one of four, so two rows take half of it."""
+    """By a clock on which every batch takes a second: one of four, so that two are expected of eight, which
+    are not tried; of seven less is, and they are found to take no longer than four."""
     assert verdict(tested).batch_size == 16
-    assert verdict(tested, time_slice=1.0).batch_size == 4
+    assert verdict(tested, time_slice=1.0).batch_size == 7
+    assert verdict(tested, time_slice=0.9).batch_size == 3
     assert verdict(tested, time_slice=0.1).batch_size == 1
 
 
@@ -388,4 +390,4 @@ def test_models_without_a_limit_and_with_one(tested: Net) -> None:
     bench.preparations._model = replace(bench.model, max_batch_size=3)
     program = prepared(bench)
 
-    assert program.batch_size == 2
+    assert program.batch_size == 3

@@ -19,6 +19,10 @@ T = TypeVar("T")
 LARGEST_BATCH = 16
 """Windows in a batch; more gained nothing on a CPU, where their maps no longer fit its caches."""
 
+BATCHES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, LARGEST_BATCH)
+"""The sizes tried: close together, because a batch of a large network has room for few windows, and each of
+them shares the reading of its weights."""
+
 TOLERANCE = 1e-5
 """How far outputs may be from the full forward's, as a part of the largest."""
 
@@ -85,7 +89,7 @@ class Trial:
         _, preparing = self._timed(lambda: self._evaluator.tables(subject))
         batch = self._batch_size(tables, subject, windows, largest, time_slice)
         while batch > 1 and not self._slots_alike(tables, subject, windows[:batch]):
-            batch //= 2
+            batch = max(size for size in BATCHES if size < batch)
         some = windows[:batch]
         found = self._run(lambda: self._evaluator.outputs(tables, subject, some, self._names))
         expected = self._full(subject, some)
@@ -110,15 +114,26 @@ class Trial:
     def _batch_size(
         self, tables: Tables, subject: Subject, windows: NDArray[np.int32], largest: int, time_slice: float
     ) -> int:
-        """Return the largest power of two that keeps within `largest` rows and the time slice."""
+        """Return the largest size that keeps within `largest` rows and the time slice."""
+
+        def seconds(size: int) -> float:
+            some = windows[:size]
+            calls = [
+                self._timed(lambda: self._evaluator.outputs(tables, subject, some, self._names))[1]
+                for _ in range(ROUNDS)
+            ]
+            return min(calls[1:])  # the first one prepares the function
+
         few = min(4, largest)
-        for _ in range(2):  # the first call prepares the function
-            _, seconds = self._timed(
-                lambda: self._evaluator.outputs(tables, subject, windows[:few], self._names)
-            )
-        batch = 1
-        while 2 * batch <= min(largest, LARGEST_BATCH) and 2 * batch * seconds / few <= time_slice:
-            batch *= 2
+        per_window = seconds(few) / few
+        sizes = [size for size in BATCHES if size <= largest]
+        batch = max([1, *(size for size in sizes if size * per_window <= time_slice)])
+        for size in sizes:
+            # What the windows of a batch share makes a larger one cheaper than that.
+            if size > batch and size * per_window < 2 * time_slice:
+                if seconds(size) > time_slice:
+                    break
+                batch = size
         return batch
 
     def _slots_alike(self, tables: Tables, subject: Subject, windows: NDArray[np.int32]) -> bool:

@@ -59,13 +59,14 @@ class Signature:
 
 @dataclass(frozen=True, slots=True)
 class InstanceGroup:
-    """Devices on which a model is to run: one entry of Triton's `instance_group`."""
+    """Devices on which a model is to run: one entry of Triton's `instance_group`.
+
+    Of its `count` nothing is left here. The instances of a device would share one thread and one copy of the
+    weights, because a device computes one batch at a time: one instance does the work of all.
+    """
 
     kind: InstanceKind = "AUTO"
     """AUTO: GPUs if there are any, else the CPU."""
-    count: int = 1
-    """How many instances each device has. They share one thread and one copy of the weights, because a device
-    computes one batch at a time: one instance does the work of all."""
     gpus: tuple[int, ...] = ()
     """The GPUs, by number; none: all of them."""
     name: str = ""

@@ -54,7 +54,7 @@ def test_a_whole_configuration(tmp_path: Path) -> None:
         outputs=(TensorConfig("scores", "FP32", (2,)),),
         labels={"scores": ("cat", "dog")},
         batching=Batching(),
-        instances=(InstanceGroup("CPU", 2, name="m_0"),),
+        instances=(InstanceGroup("CPU", name="m_0"),),
         default_model_filename="net",
         parameters=Parameters(fill=(0.5,)),
         notes=(

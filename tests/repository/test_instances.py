@@ -13,7 +13,7 @@ def read(text: str) -> tuple[InstanceGroup, ...]:
 
 def test_instance_groups_are_read() -> None:
     assert read("") == ()
-    assert read("instance_group [ { } ]") == (InstanceGroup("AUTO", 1, (), "m_0"),)
+    assert read("instance_group [ { } ]") == (InstanceGroup("AUTO", (), "m_0"),)
     text = """
         instance_group [
           { name: "a" count: 2 kind: KIND_GPU gpus: [ 1, 0 ] },
@@ -22,9 +22,9 @@ def test_instance_groups_are_read() -> None:
         ]
     """
     assert read(text) == (
-        InstanceGroup("GPU", 2, (1, 0), "a"),
-        InstanceGroup("CPU", 3, (), "m_1"),
-        InstanceGroup("AUTO", 1, (2,), "m_2"),
+        InstanceGroup("GPU", (1, 0), "a"),
+        InstanceGroup("CPU", (), "m_1"),
+        InstanceGroup("AUTO", (2,), "m_2"),
     )
 
 

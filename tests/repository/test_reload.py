@@ -81,7 +81,8 @@ async def test_a_removed_version_leaves(tmp_path: Path) -> None:
     ("config", "again"),
     [
         (ALL + "max_batch_size: 4", True),
-        (ALL + "instance_group { count: 2 }", True),
+        (ALL + "instance_group { kind: KIND_CPU }", True),
+        (ALL + 'instance_group { kind: KIND_CPU } instance_group { name: "b" kind: KIND_CPU }', True),
         (ALL + 'parameters { key: "vitrail.fill" value { string_value: "0.5" } }', True),
         (ALL + "# a remark", False),
         ("version_policy { latest { num_versions: 5 } }", False),
@@ -98,6 +99,18 @@ async def test_a_configuration_that_says_something_else_loads_everything_again(
     await scene.manager.load("m")
     life = 2 if again else 1
     assert [scene.answers("m", version) for version in (1, 2)] == [(1, life), (2, life)]
+
+
+async def test_another_count_of_instances_loads_nothing_and_shows(tmp_path: Path) -> None:
+    """By Triton's model_update suite; here the instances of a device are one, whatever they are called."""
+    group = 'instance_group {{ name: "{}" kind: KIND_CPU count: {} }}'
+    scene, model = await serving(tmp_path, 1, 2, config=ALL + group.format("first", 1))
+    for name, count in (("first", 4), ("second", 2)):
+        (model / "config.pbtxt").write_text(ALL + group.format(name, count))
+        await scene.manager.load("m")
+        assert [scene.answers("m", version) for version in (1, 2)] == [(1, 1), (2, 1)]
+        (shown,) = scene.manager.config("m", 1).instance_group
+        assert (shown.name, shown.count) == (name, count)
 
 
 async def test_a_changed_label_file_loads_everything_again(tmp_path: Path) -> None:

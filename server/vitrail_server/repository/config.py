@@ -86,7 +86,8 @@ def read_config(directory: ModelDirectory) -> ModelConfig:
 
 def _for_loading(config: ModelConfig) -> ModelConfig:
     parameters = replace(config.parameters, version_labels={}, build_command="")
-    return replace(config, version_policy=Latest(), parameters=parameters, notes=())
+    instances = tuple(replace(group, name="") for group in config.instances)
+    return replace(config, version_policy=Latest(), parameters=parameters, instances=instances, notes=())
 
 
 def parse_config(text: bytes, origin: str) -> triton.ModelConfig:

@@ -88,7 +88,9 @@ RULES: Mapping[str, Rule] = {
     "ensemble_scheduling": _refused("export one SavedModel that contains all steps"),
     "instance_group.name": _honoured("its name in messages"),
     "instance_group.kind": _honoured("KIND_AUTO, KIND_CPU or KIND_GPU"),
-    "instance_group.count": _honoured("how many instances each device has"),
+    "instance_group.count": _honoured(
+        "not negative; the instances of a device are one, however many it says"
+    ),
     "instance_group.gpus": _honoured("the devices, by number"),
     "instance_group.host_policy": _unused("the operating system places the server's threads"),
     "instance_group.rate_limiter": _refused(_RATE),

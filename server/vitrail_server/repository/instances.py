@@ -56,7 +56,7 @@ def _group(message: triton.ModelInstanceGroup, where: str) -> InstanceGroup:
         raise InvalidArgument(
             f"{where} must name each GPU once, by its number, counting from 0", field="instance_group.gpus"
         )
-    return InstanceGroup(kind, message.count or 1, tuple(message.gpus))
+    return InstanceGroup(kind, tuple(message.gpus))
 
 
 def devices_of(groups: Sequence[InstanceGroup], model: str, gpus: int) -> tuple[str, ...]:

@@ -30,13 +30,24 @@ input [
 output [ { name: "OUTPUT0" data_type: TYPE_INT32 dims: [ 16 ] } ]
 dynamic_batching { preferred_batch_size: [ 4 ] max_queue_delay_microseconds: 100 }
 """
+WARMED = """
+model_warmup {
+  name: "both"
+  batch_size: 2
+  inputs { key: "half" value { data_type: TYPE_BF16 dims: 2 random_data: true } }
+  inputs { key: "text" value { data_type: TYPE_STRING dims: 2 zero_data: true } }
+}
+"""
 
 
 def write(repository: Path) -> None:
     """Write a repository as people bring it from Triton."""
     models: dict[str, tuple[Any, str]] = {
         "simple": (lambda path: saved_models.sums_and_differences(path, tf.int32), SIMPLE),
-        "types": (lambda path: saved_models.identities(path, {"half": tf.bfloat16, "text": tf.string}), ""),
+        "types": (
+            lambda path: saved_models.identities(path, {"half": tf.bfloat16, "text": tf.string}),
+            WARMED,
+        ),
         "scalars": (saved_models.scalars, ""),
         "outputs": (saved_models.many_outputs, ""),
         "network": (saved_models.convolutional, ""),

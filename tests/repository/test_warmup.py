@@ -8,7 +8,8 @@ import pytest
 from google.protobuf import text_format
 
 from vitrail.errors import InvalidArgument
-from vitrail_server.kserve.v2.model_config_pb2 import ModelConfig
+from vitrail_server.inference.tensors import WIRE_DTYPES
+from vitrail_server.kserve.v2.model_config_pb2 import DataType, ModelConfig
 from vitrail_server.repository.warmup import Sample, SampleInput, read_warmup, rows_of
 from vitrail_server.servable import Capabilities, Description, ModelSettings, Signature, TensorSpec
 from vitrail_server.work import PredictRows
@@ -85,11 +86,6 @@ WHERE = "input 'image' of warmup sample 's' for m"
             f"{WHERE} must specify 'data_type'",
         ),
         (
-            f'name: "s" {image(data_type="TYPE_BF16")}',
-            "inputs.data_type",
-            f"{WHERE} has the type TYPE_BF16, of which no sample can be made",
-        ),
-        (
             f'name: "s" {image(dims="[2, -1]")}',
             "inputs.dims",
             f"warmup setting expects all variable-size dimensions are specified for {WHERE}",
@@ -132,18 +128,39 @@ def test_zeros_and_random_numbers_fill_every_row() -> None:
     assert 0 <= int(numbers.min()) < int(numbers.max()) < 128
 
 
-@pytest.mark.parametrize(
-    ("data_type", "lowest", "highest"), [("TYPE_FP32", 0.0, 1.0), ("TYPE_UINT8", 0, 127), ("TYPE_BOOL", 0, 1)]
+HIGHEST = {"BOOL": 1, "BF16": 1, "FP16": 1, "FP32": 1, "FP64": 1} | dict.fromkeys(
+    [f"{kind}{bits}" for kind in ("INT", "UINT") for bits in (8, 16, 32, 64)], 127
 )
+
+
+def test_every_datatype_has_samples() -> None:
+    assert {"TYPE_STRING", "TYPE_INVALID", *(f"TYPE_{each}" for each in HIGHEST)} == set(DataType.keys())
+
+
+@pytest.mark.parametrize(("datatype", "highest"), HIGHEST.items())
 def test_random_numbers_differ_within_their_bounds_and_are_the_same_every_time(
-    data_type: str, lowest: float, highest: float
+    datatype: str, highest: int
 ) -> None:
-    datatype = data_type.removeprefix("TYPE_")
     signature = Signature({"image": TensorSpec("image", datatype, (-1, 2, 300))}, SIGNATURE.outputs)
-    sample = f"batch_size: 1 {image('random_data: true', data_type, '[2, 300]')}"
+    sample = f"batch_size: 1 {image('random_data: true', f'TYPE_{datatype}', '[2, 300]')}"
     numbers = rows(sample, description=describe(signature)).inputs["image"]
-    assert lowest <= numbers.min() < numbers.max() <= highest
+    values = numbers.astype(np.float64)
+    assert 0 <= values.min() < values.max() <= highest
+    assert numbers.dtype == WIRE_DTYPES[datatype]
     np.testing.assert_array_equal(numbers, rows(sample, description=describe(signature)).inputs["image"])
+
+
+@pytest.mark.parametrize("datatype", HIGHEST)
+def test_zeros_and_files_hold_numbers_of_every_datatype(tmp_path: Path, datatype: str) -> None:
+    signature = Signature({"image": TensorSpec("image", datatype, (-1, 2, 3))}, SIGNATURE.outputs)
+    dtype = WIRE_DTYPES[datatype]
+    item = np.array([[0, 1, 0], [1, 1, 0]]).astype(dtype)
+    (tmp_path / "photo").write_bytes(item.tobytes())
+    for source, expected in (("zero_data: true", np.zeros((2, 3), dtype)), (PHOTO, item)):
+        sample = f"batch_size: 2 {image(source, f'TYPE_{datatype}')}"
+        made = rows(sample, tmp_path, describe(signature)).inputs["image"]
+        np.testing.assert_array_equal(made, np.stack([expected, expected]))
+        assert made.dtype == dtype.newbyteorder("=")
 
 
 def test_a_file_holds_one_item_that_every_row_repeats(tmp_path: Path) -> None:

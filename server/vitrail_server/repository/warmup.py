@@ -13,18 +13,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from vitrail.errors import InvalidArgument
 from vitrail_server.kserve.v2 import model_config_pb2 as triton
 from vitrail_server.repository.directory import is_plain
-from vitrail_server.repository.tensors import datatype_of, triton_type
+from vitrail_server.repository.tensors import datatype_of
 from vitrail_server.servable import DTYPES, Description, TensorSpec
 from vitrail_server.wording import listed, quoted, shape_text
 from vitrail_server.work import PredictRows
 
 Source = Literal["zero_data", "random_data", "input_data_file"]
+
+SAMPLED: dict[str, np.dtype[np.generic]] = DTYPES | {"BF16": np.dtype(ml_dtypes.bfloat16)}
+"""The NumPy type of the numbers of each datatype; BYTES has none."""
+FRACTIONS = frozenset({"BF16", "FP16", "FP32", "FP64"})
+"""The datatypes whose random numbers are from 0 to 1; for all others they are from 0 to 127."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +108,6 @@ def _input(name: str, message: triton.ModelWarmup.Input, sample: str, model: str
     datatype = datatype_of(message.data_type, where, "model_warmup.inputs.data_type")
     if not datatype:
         raise InvalidArgument(f"{where} must specify 'data_type'", field="model_warmup.inputs.data_type")
-    if datatype not in DTYPES and datatype != "BYTES":
-        raise InvalidArgument(
-            f"{where} has the type {triton_type(datatype)}, of which no sample can be made",
-            field="model_warmup.inputs.data_type",
-        )
     if any(size < 1 for size in message.dims):
         raise InvalidArgument(
             "warmup setting expects all variable-size dimensions are specified for " + where,
@@ -154,14 +155,14 @@ def _item(each: SampleInput, name: str, sample: Sample, directory: Path) -> NDAr
         return _from_file(each, directory / each.file).reshape(each.dims)
     if each.datatype == "BYTES":  # random strings say no more than empty ones
         return np.full(each.dims, b"", object)
-    dtype = DTYPES[each.datatype]
+    dtype = SAMPLED[each.datatype]
     if each.source == "zero_data":
         return np.zeros(each.dims, dtype)
     # The same numbers every time, so that a sample that fails fails again.
     random = np.random.default_rng(zlib.crc32(f"{sample.name}\0{name}".encode()))
     numbers = (
         random.random(count)
-        if dtype.kind == "f"
+        if each.datatype in FRACTIONS
         else random.integers(0, 2 if dtype.kind == "b" else 128, count)
     )
     return numbers.astype(dtype).reshape(each.dims)
@@ -185,14 +186,14 @@ def _from_file(each: SampleInput, path: Path) -> NDArray[np.generic]:
         array = np.empty(count, object)
         array[:] = strings
         return array
-    dtype = DTYPES[each.datatype].newbyteorder("<")
+    dtype = SAMPLED[each.datatype].newbyteorder("<")
     wanted = count * dtype.itemsize
     if len(data) < wanted:
         raise InvalidArgument(
             f"warmup setting expects {wanted} bytes, but the data provided from {each.file} only has "
             f"{len(data)} bytes"
         )
-    return np.frombuffer(data[:wanted], dtype).astype(DTYPES[each.datatype])
+    return np.frombuffer(data[:wanted], dtype).astype(SAMPLED[each.datatype])
 
 
 def _strings(data: bytes, file: str) -> Iterator[bytes]:

@@ -101,12 +101,15 @@ class Server:
             Lane("decoding"),
         )
         self._planning = Lane("planning")
+        self._reaping = Lane("reaping")
         caches = CacheBudget(settings.incremental_cache_bytes, self._metrics)
         self._admission = Admission(
             settings.max_explanations, settings.max_inferences, settings.max_upload_bytes
         )
         self._polling: asyncio.Task[None] | None = None
-        self._tensorflow = _TensorFlowLoader(settings, self._devices, self._planning, caches, self._metrics)
+        self._tensorflow = _TensorFlowLoader(
+            settings, self._devices, self._planning, self._reaping, caches, self._metrics
+        )
         self.manager = Manager(
             Repositories(settings.model_repository, settings.model_config_name or ""),
             self._loader or self._tensorflow,
@@ -143,6 +146,7 @@ class Server:
         for lane in (self._loading, self._planning):
             # What runs there may ask the device for something, and it is the event loop that says no.
             await asyncio.to_thread(lane.close)
+        self._reaping.close()
         self._repository.close()
         self._decoding.close()
         self._metrics.close()
@@ -314,7 +318,13 @@ class _TensorFlowLoader:
     """Loads versions with TensorFlow, which is imported when the first one is: the ports are open by then."""
 
     def __init__(
-        self, settings: Settings, devices: Devices, planning: Lane, caches: CacheBudget, metrics: Metrics
+        self,
+        settings: Settings,
+        devices: Devices,
+        planning: Lane,
+        reaping: Lane,
+        caches: CacheBudget,
+        metrics: Metrics,
     ) -> None:
         self._settings = settings
         self._metrics = metrics
@@ -325,6 +335,7 @@ class _TensorFlowLoader:
             time_slice=settings.time_slice_secs,
             batch_bytes=settings.batch_memory_bytes,
             caches=caches,
+            aside=reaping.submit,
             intra_op_threads=settings.intra_op_threads,
             inter_op_threads=settings.inter_op_threads,
         )

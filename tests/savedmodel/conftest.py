@@ -17,7 +17,7 @@ import saved_models
 from vitrail_server.savedmodel.incremental.budget import CacheBudget
 from vitrail_server.savedmodel.loader import Planning, SavedModelLoader
 from vitrail_server.savedmodel.probe import Run
-from vitrail_server.savedmodel.separate import SeparateLoader
+from vitrail_server.savedmodel.separate import Aside, SeparateLoader
 from vitrail_server.servable import ModelSettings, Servable
 
 T = TypeVar("T")
@@ -115,8 +115,14 @@ def loader_of(**settings: Any) -> SavedModelLoader:
     return SavedModelLoader(planning=planning, **bounds)
 
 
-def separate_loader() -> SeparateLoader:
-    return SeparateLoader(time_slice=1000, batch_bytes=1 << 18, caches=CacheBudget(1 << 24, Caches()))
+def separate_loader(aside: Aside | None = None) -> SeparateLoader:
+    """Return a loader whose process is waited for `aside`; None: by a thread for each process."""
+    caches = CacheBudget(1 << 24, Caches())
+    return SeparateLoader(time_slice=1000, batch_bytes=1 << 18, caches=caches, aside=aside or _on_a_thread)
+
+
+def _on_a_thread(wait: Callable[[], object]) -> None:
+    threading.Thread(target=wait).start()
 
 
 class Caches:

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -138,6 +139,22 @@ def test_a_process_that_has_ended_is_started_again(saved: Saved, loader: Separat
     process.kill()
     process.wait()
     assert load(loader, saved("convolutional")).description.name == "tested"
+
+
+def test_nothing_is_left_of_a_process_that_has_ended() -> None:
+    """Nobody loads anything meanwhile, and still it is no zombie."""
+    with ThreadPoolExecutor(1) as thread:
+        waits: list[Future[object]] = []
+        process = PreparingProcess(lambda wait: waits.append(thread.submit(wait)))
+        process.start()
+        assert process._process is not None
+        entry = Path(f"/proc/{process._process.pid}")
+        assert entry.exists()
+        assert process._connection is not None
+        process._connection.close()  # as idleness does, this ends it
+        (wait,) = waits
+        assert wait.result() == 0
+        assert not entry.exists()
 
 
 class Killing:

@@ -38,9 +38,9 @@ async def main(directory: Path) -> dict[str, Any]:
     events = Recorder()
     devices = Devices(events)
     settings = Settings(model_repository=(directory,), time_slice_secs=0.001)
-    planning = Lane("planning")
+    planning, reaping = Lane("planning"), Lane("reaping")
     metrics = Metrics()
-    loader = _TensorFlowLoader(settings, devices, planning, CacheBudget(1 << 20, metrics), metrics)
+    loader = _TensorFlowLoader(settings, devices, planning, reaping, CacheBudget(1 << 20, metrics), metrics)
     instances = [Instance(name, await asyncio.to_thread(loader._load_on, name, source)) for name in NAMES]
     version = Replicated(instances)
     placed = await placed_on(devices, instances)

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from hashlib import sha256
 from multiprocessing.connection import Connection
@@ -45,6 +46,9 @@ MOST_GRAPHS = 256
 GONE = EOFError, BrokenPipeError, ConnectionResetError
 """What a connection raises whose other end is closed."""
 
+Aside = Callable[[Callable[[], object]], object]
+"""Has a call that only waits made on a thread of its own."""
+
 log = logging.getLogger(__name__)
 
 
@@ -56,10 +60,18 @@ class NotStarted(Exception):
     """There is no process to give a task to; the message says why."""
 
 
-class PreparingProcess:
-    """The process, started when it is needed; it ends by itself when it is idle."""
+class Reported(Exception):
+    """What went wrong in the process; the message is all that was said of it."""
 
-    def __init__(self) -> None:
+
+class PreparingProcess:
+    """The process, started when it is needed; it ends by itself when it is idle.
+
+    Its end is waited for `aside`, so that nothing of it is left then.
+    """
+
+    def __init__(self, aside: Aside) -> None:
+        self._aside = aside
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._closed = False
@@ -91,6 +103,9 @@ class PreparingProcess:
                 here.close()
                 raise NotStarted(f"the process that prepares models does not start: {error}") from error
         self._connection = here
+        self._aside(self._process.wait)
+        if self._closed:  # meanwhile, by another thread, which may not have seen the process
+            self._process.kill()
 
     def prepare(self, task: Task, complete: "Complete") -> Prepared | Unprepared:
         """Have a version prepared.
@@ -108,8 +123,9 @@ class PreparingProcess:
                 match self._receive(connection):
                     case Signature() as signature:
                         connection.send(Completion(_completed(connection, signature, complete)))
-                    case Refused(message, out_of_memory):
-                        raise OutOfMemory(message) if out_of_memory else FailedPrecondition(message)
+                    case Refused(message, cause, out_of_memory):
+                        refusal = OutOfMemory(message) if out_of_memory else FailedPrecondition(message)
+                        raise refusal from (Reported(cause) if cause else None)
                     case Prepared() | Unprepared() as answer:
                         return answer
                     case Taken():
@@ -171,15 +187,16 @@ class SeparateLoader:
         time_slice: float,
         batch_bytes: int,
         caches: CacheBudget,
+        aside: Aside,
         intra_op_threads: int = 0,
         inter_op_threads: int = 0,
     ) -> None:
-        """Plans of incremental occlusions keep what `caches` allow."""
+        """Plans of incremental occlusions keep what `caches` allow; the process is waited for `aside`."""
         self._caches = caches
         self._time_slice = time_slice
         self._batch_bytes = batch_bytes
         self._threads = intra_op_threads, inter_op_threads
-        self._process = PreparingProcess()
+        self._process = PreparingProcess(aside)
         self._imported = False
         self._sizes: dict[str, Sizes] = {}
 

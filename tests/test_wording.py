@@ -1,7 +1,9 @@
+from pathlib import Path
+
 import pytest
 
 from vitrail.errors import FailedPrecondition
-from vitrail_server.wording import listed, quoted, reason_of, shape_text, shortened
+from vitrail_server.wording import cause_of, listed, quoted, reason_of, shape_text, shortened
 
 GRAPH_ERROR = """Graph execution error:
 
@@ -54,6 +56,15 @@ def test_shortened_keeps_the_limit() -> None:
         ),
         (OSError(5, "Input/output error", b"/models/net"), "OSError: Input/output error: 'net'"),
         (OSError(28, "No space left on device"), "OSError: [Errno 28] No space left on device"),
+        (OSError(2, "Not found", "/models/a b\n\udcff"), r"FileNotFoundError: Not found: 'a b\n\udcff'"),
+        (ValueError("at /srv/models/net/1/a.pb: /srv/x"), "ValueError: at a.pb: x"),
+        (
+            ValueError("[Op:X] on /job:a/task:0/device:CPU:0"),
+            "ValueError: [Op:X] on /job:a/task:0/device:CPU:0",
+        ),
+        (ValueError("1 / 2, see https://a.org/b/c"), "ValueError: 1 / 2, see https://a.org/b/c"),
+        (ValueError("'/srv/a/b' or \"/srv/c/\""), "ValueError: 'b' or \"\""),
+        (FailedPrecondition("'/etc/passwd' must be inside"), "'/etc/passwd' must be inside"),
         (MemoryError(), "MemoryError"),
         (FailedPrecondition(""), "FailedPrecondition"),
         (RuntimeError("x" * 1000), "RuntimeError: " + "x" * 397 + "..."),
@@ -61,3 +72,32 @@ def test_shortened_keeps_the_limit() -> None:
 )
 def test_reason_is_one_short_line(error: Exception, expected: str) -> None:
     assert reason_of(error) == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(21, "Is a directory", "/models/net/1/a.pb"), "IsADirectoryError: Is a directory: '1/a.pb'"),
+        (OSError(21, "Is a directory", "/elsewhere/a.pb"), "IsADirectoryError: Is a directory: 'a.pb'"),
+        (ValueError("no /models/net/1/a.pb in /srv/models/"), "ValueError: no 1/a.pb in "),
+        (ValueError(f"no /models/net/{'x' * 400}"), f"ValueError: no {'x' * 394}..."),
+    ],
+)
+def test_a_reason_tells_where_a_file_is_below_a_directory(error: Exception, expected: str) -> None:
+    assert reason_of(error, below=Path("/models/net")) == expected
+
+
+def test_a_long_path_is_taken_out_before_a_reason_is_cut() -> None:
+    below = Path("/" + "long/" * 100 + "net")
+    assert reason_of(ValueError(f"no {below}/1/a.pb"), below) == "ValueError: no 1/a.pb"
+
+
+def test_the_cause_is_told_whole_in_one_line() -> None:
+    error = FailedPrecondition("unreadable")
+    assert cause_of(error) == ""
+    error.__cause__ = ValueError("no /models/net/1/a.pb\n\tnor b.pb")
+    told = "ValueError: no /models/net/1/a.pb nor b.pb"
+    assert cause_of(error) == told
+    again = FailedPrecondition("unreadable, still")
+    again.__cause__ = error
+    assert cause_of(again) == told

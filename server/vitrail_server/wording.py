@@ -5,6 +5,7 @@ goes into a message passes through here and comes out printable and short.
 """
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,11 @@ REASON_LIMIT = 400
 """Characters of a reason that are shown."""
 MESSAGE_LIMIT = 1000
 """Characters of a message; gRPC sends a message up to three times, in two encodings."""
+CAUSE_LIMIT = 4000
+"""Characters of a cause that are logged; TensorFlow may print a whole graph."""
+
+_DIRECTORIES = re.compile(r"""(?<![^\s"'(\[{<=,;:])/(?:[^\s/:"']+/)+""")
+"""The directories of an absolute path within a text; neither those of a URL nor TensorFlow's device names."""
 
 PREAMBLE = ("Graph execution error:", "Detected at node ", "  File ", "<stack traces unavailable>")
 """How the lines begin that TensorFlow writes before what went wrong in a graph."""
@@ -40,18 +46,36 @@ def shape_text(shape: Iterable[int] | None) -> str:
     return "of unknown rank" if shape is None else "[" + ",".join(str(size) for size in shape) + "]"
 
 
-def reason_of(error: BaseException) -> str:
+def reason_of(error: BaseException, below: Path | None = None) -> str:
     """Return the first line that says what went wrong, with the error's class unless it is one of ours.
 
-    Of a file only the name is told: reasons reach clients, whom the server's directories do not concern.
+    Reasons reach clients, whom the server's directories do not concern: of a file they tell the path from
+    the directory `below`, where that is one, and of all others the name.
     """
+    if isinstance(error, VitrailError):  # ours are written for clients
+        return shortened(next(_telling_lines(str(error)), ""), REASON_LIMIT) or type(error).__name__
     text = str(error)
     if isinstance(error, OSError) and error.filename is not None:
-        text = f"{error.strerror}: {quoted(Path(os.fsdecode(error.filename)).name)}"
-    line = shortened(next(_telling_lines(text), ""), REASON_LIMIT)
-    if isinstance(error, VitrailError) and line:
-        return line
+        text = f"{error.strerror}: {_file(os.fsdecode(error.filename), below)}"
+    if below is not None:
+        text = text.replace(f"{below}{os.sep}", "")
+    line = shortened(_DIRECTORIES.sub("", next(_telling_lines(text), "")), REASON_LIMIT)
     return f"{type(error).__name__}: {line}" if line else type(error).__name__
+
+
+def cause_of(error: BaseException) -> str:
+    """Return all that the foreign cause of an error says, in one line, for the log; empty if it has none."""
+    cause = error.__cause__
+    while isinstance(cause, VitrailError):  # its text is in that of the error already
+        cause = cause.__cause__
+    if cause is None:
+        return ""
+    return shortened(f"{type(cause).__name__}: {' '.join(str(cause).split())}", CAUSE_LIMIT)
+
+
+def _file(path: str, below: Path | None) -> str:
+    inside = path.removeprefix(f"{below}{os.sep}")
+    return repr(shortened(Path(path).name if inside == path else inside, REASON_LIMIT))
 
 
 def _telling_lines(text: str) -> Iterator[str]:

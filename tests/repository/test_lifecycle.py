@@ -81,6 +81,16 @@ async def test_a_failure_ends_the_version_with_its_first_line(
     assert (caplog.records[0].exc_info is not None) == traced
 
 
+async def test_the_log_has_the_cause_that_the_reason_leaves_out(caplog: pytest.LogCaptureFixture) -> None:
+    error = FailedPrecondition("TensorFlow cannot read it")
+    error.__cause__ = ValueError("no file\nat /models/m/1")
+    version = await Scene(error).ended()
+    assert version.reason == "TensorFlow cannot read it"
+    assert caplog.messages == [
+        "version 1 of model m failed to load: TensorFlow cannot read it (ValueError: no file at /models/m/1)"
+    ]
+
+
 async def test_available_is_published_when_it_can_serve_and_unloading_before_it_cannot() -> None:
     scene = Scene()
     could_pin: list[tuple[State, bool]] = []

@@ -16,7 +16,7 @@ from typing import Protocol, Self, TypeVar
 from vitrail.errors import Code, VitrailError
 from vitrail_server.repository.state import State
 from vitrail_server.servable import Description, Servable
-from vitrail_server.wording import reason_of
+from vitrail_server.wording import cause_of, reason_of
 
 T = TypeVar("T")
 
@@ -178,8 +178,13 @@ class Version:
             reason = reason_of(error)
             self.code = error.code if isinstance(error, VitrailError) else Code.INTERNAL
             trace = None if isinstance(error, VitrailError) else error
+            cause = cause_of(error)
             _logger.exception(
-                "version %d of model %s failed to load: %s", self.number, self._name, reason, exc_info=trace
+                "version %d of model %s failed to load: %s",
+                self.number,
+                self._name,
+                f"{reason} ({cause})" if cause else reason,
+                exc_info=trace,
             )
         self._events.load_finished(self, clock() - started, ok=not reason)
         if reason and self.state is State.LOADING:  # else it was unloaded meanwhile, and _unload goes on

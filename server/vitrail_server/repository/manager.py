@@ -308,7 +308,7 @@ class Manager:
         try:
             source = await self._lanes.repository.run(partial(_read, found, override))
         except Exception as error:  # whatever is wrong with one model must not stop the others
-            reason = reason_of(error)
+            reason = reason_of(error, below=found.repository)
             trace = None if isinstance(error, VitrailError) else error
             _logger.exception("model %s cannot be served: %s", model.name, reason, exc_info=trace)
             if model.departures == departures:
@@ -367,8 +367,7 @@ def _read(found: Found, override: triton.ModelConfig | None) -> ModelSource:
 
 def _in(model: Model, repositories: Collection[Path]) -> bool:
     """Say whether the model's directory was in one of these repositories."""
-    directory = model.attempted.directory if model.attempted else None
-    return directory is not None and directory.path.parent in repositories
+    return model.attempted is not None and model.attempted.repository in repositories
 
 
 def _entries(name: str, model: Model | None, *, duplicate: bool) -> list[IndexEntry]:

@@ -29,6 +29,11 @@ class Found:
     fault: str = ""
     """Why it cannot be read."""
 
+    @property
+    def repository(self) -> Path | None:
+        """Where it was found; None if it cannot be read."""
+        return self.directory.path.parent if self.directory else None
+
     def readable(self) -> ModelDirectory:
         """Return the directory.
 
@@ -94,13 +99,15 @@ class Repositories:
         return self._found(name, paths) if paths else None
 
     def _listings(self) -> tuple[dict[Path, RepositoryDirectory], dict[Path, str]]:
-        """Return what each repository holds, and why those that cannot be listed cannot."""
+        """Return what each repository holds, and why those that cannot be listed cannot: for the operator."""
         listings, faults = {}, {}
         for path in self._paths:
             try:
                 listings[path] = list_models(path)
-            except (OSError, FailedPrecondition) as error:
-                faults[path] = reason_of(error)
+            except FailedPrecondition as error:
+                faults[path] = error.message
+            except OSError as error:
+                faults[path] = f"the model repository {path} cannot be listed: {error.strerror}"
         return listings, faults
 
     def _found(self, name: str, paths: list[Path]) -> Found:
@@ -110,7 +117,7 @@ class Repositories:
             directory = read_model_directory(name, paths[0], self._config_name)
             return Found(name, directory, stamp_of(directory))
         except OSError as error:  # it may be gone by now, or not ours to read
-            return Found(name, fault=reason_of(error))
+            return Found(name, fault=reason_of(error, below=paths[0].parent))
 
 
 def _by_name(listings: Iterable[RepositoryDirectory]) -> dict[str, list[Path]]:

@@ -50,6 +50,8 @@ class Refused:
     """The model cannot be served by anyone."""
 
     message: str
+    cause: str = ""
+    """All that the cause says, for the log alone."""
     out_of_memory: bool = False
 
 

@@ -22,6 +22,7 @@ from vitrail_server.savedmodel.messages import (
     Unprepared,
 )
 from vitrail_server.servable import ModelSettings, Signature
+from vitrail_server.wording import cause_of
 from vitrail_server.work import OutOfMemory
 
 T = TypeVar("T")
@@ -86,7 +87,7 @@ def prepare(task: Task, connection: Connection) -> Answer:
     except OutOfMemory as error:
         return Refused(str(error), out_of_memory=True)
     except FailedPrecondition as error:
-        return Refused(error.message)
+        return Refused(error.message, cause_of(error))
     except VitrailError:
         raise
     except _Abandoned:

@@ -4,7 +4,6 @@ What cannot be served at all is refused here, by name and with what would work; 
 is the configuration's business.
 """
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,8 +55,7 @@ def read(path: Path) -> Exported:
     try:
         root: Any = tf.saved_model.load(str(path))
     except (OSError, ValueError, RuntimeError, LookupError, tf.errors.OpError) as error:
-        # TensorFlow names files with all their directories, which do not concern a client.
-        reason = reason_of(error).replace(str(path.parent) + os.sep, "")
+        reason = reason_of(error, below=path.parent)
         raise FailedPrecondition(f"TensorFlow cannot read the SavedModel: {reason}") from error
     signatures: dict[str, Any] = dict(getattr(root, "signatures", {}))
     if not signatures:

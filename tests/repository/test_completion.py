@@ -142,7 +142,8 @@ def test_the_score_tensor_is_an_output_that_is_served() -> None:
     error = refusal(ModelConfig("m", parameters=ours, outputs=(TensorConfig("y"),)), signature)
     assert error.field == 'parameters["vitrail.score_tensor"]'
     assert error.message == (
-        "parameter 'vitrail.score_tensor' is 'features', which is no output served: it must be one of y"
+        "parameter 'vitrail.score_tensor' is 'features', which is no output served: it must be one of y; "
+        "export a tensor from within the model as an output"
     )
 
 

@@ -323,7 +323,8 @@ def _score_tensor(config: ModelConfig, signature: Signature) -> str | None:
     if name is not None and name not in outputs:
         raise _parameter_error(
             "score_tensor",
-            f"is {quoted(name)}, which is no output served: it must be one of {listed(outputs)}",
+            f"is {quoted(name)}, which is no output served: it must be one of {listed(outputs)}; "
+            "export a tensor from within the model as an output",
         )
     return name
 

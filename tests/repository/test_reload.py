@@ -1,7 +1,7 @@
 """Hot swaps: what serves is replaced in one step, or stays; Triton's availability and model update suites.
 
-Left out of those suites: a change of the instance count without a reload, since here it loads the model
-again; and what concerns ensembles.
+Left out of those suites: instances that come and go in place, since here those of a device are one; and what
+concerns ensembles.
 """
 
 import asyncio

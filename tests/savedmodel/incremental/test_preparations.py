@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from savedmodel.conftest import Caches
 from savedmodel.incremental.nets import Net, Tensor, all_windows, differences, grid_of, kernel, net, numbers
+from vitrail.errors import Unavailable
 from vitrail_server.savedmodel.incremental import preparations
 from vitrail_server.savedmodel.incremental.budget import CacheBudget
 from vitrail_server.savedmodel.incremental.check import Trial, difference, example_windows
@@ -218,7 +219,9 @@ def test_a_closed_version_prepares_nothing(tested: Net) -> None:
     assert bench.program() is None
 
 
-def test_a_plan_that_cannot_be_prepared_says_so(tested: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_that_cannot_be_prepared_says_so(
+    tested: Net, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def broken(*_: object) -> None:
         raise ValueError("no such thing")
 
@@ -229,6 +232,24 @@ def test_a_plan_that_cannot_be_prepared_says_so(tested: Net, monkeypatch: pytest
 
     assert bench.program() is None
     assert bench.reason() == "it could not be prepared: ValueError: no such thing"
+    assert caplog.messages == ["a plan for incremental occlusion could not be made"]
+
+
+def test_a_version_that_goes_while_a_plan_is_made_is_no_failure(
+    tested: Net, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = Bench(tested)
+
+    def gone(*_: object) -> None:
+        bench.preparations.close()
+        raise Unavailable("the server is shutting down")
+
+    monkeypatch.setattr(preparations, "make_plan", gone)
+    bench.program()
+    bench.prepare()
+
+    assert bench.program() is None
+    assert caplog.messages == []
 
 
 def test_out_of_memory_halves_the_batch_here_and_later(tested: Net, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,7 +129,8 @@ class Preparations:
         try:
             entry.prepared, entry.reason = self._prepared(model, size, grid)
         except Exception as error:  # whatever it is, the full forward still works
-            log.exception("a plan for incremental occlusion could not be made")
+            if self._model is not None:  # else it was taken away from under this
+                log.exception("a plan for incremental occlusion could not be made")
             entry.reason = f"it could not be prepared: {reason_of(error)}"
         if self._model is None:  # unloaded meanwhile
             entry.prepared = model = None

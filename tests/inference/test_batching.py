@@ -5,7 +5,7 @@ test, a short one is waited for by its effect.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -15,13 +15,13 @@ import grpc
 import numpy as np
 import pytest
 
-from fakes.serving import FakeServable, Gate, Served, served
+from fakes.serving import FakeServable, Gate, Offer, Served, served
 from rpc.messages import occlusion, spec, whole
 from vitrail.v1 import explanation_pb2 as v1
 from vitrail_server.kserve.v2 import grpc_service_pb2 as pb
 from vitrail_server.servable import Batching, QueuePolicy
 
-from .models import PICTURES, SHAPE, pictures, simple
+from .models import PICTURES, SHAPE, UNUSED, Arrays, pictures, predicts, simple
 from .wire import Code, call, infer, outputs, request
 
 Answer = asyncio.Task[pb.ModelInferResponse]
@@ -164,6 +164,76 @@ async def test_one_bad_request_of_a_batch_fails_alone(tmp_path: Path) -> None:
         found = await statistics(running)
         assert (found.inference_stats.success.count, found.inference_stats.fail.count) == (3, 1)
         assert found.inference_count == 3
+
+
+async def test_who_leaves_while_waiting_for_company_is_not_counted(tmp_path: Path) -> None:
+    async with serving(tmp_path, batching=Batching(max_queue_delay=LONG)) as running:
+        first, gone = await send(running, ask(1, 4), ask(2, 2))
+        gone.cancel()
+        await running.metrics.until(lambda: ("ModelInfer", "CANCELLED") in running.metrics.handled)
+        (last,) = await send(running, ask(3, 4))  # with the rows of whoever left, these would be too many
+        check(await first, 1)
+        check(await last, 3)
+        assert servable(running).batches == [8]
+        found = await statistics(running)
+        assert (found.inference_stats.success.count, found.inference_stats.fail.count) == (2, 1)
+
+
+async def test_who_leaves_while_its_batch_runs_takes_nobody_along(tmp_path: Path) -> None:
+    gate = Gate(is_open=False)
+    async with serving(tmp_path, gate) as running:
+        blocker = await held(running, gate)
+        gone, stays = await send(running, ask(1), ask(2))
+        gate.let_through()
+        check(await blocker, 99)
+        await gate.reached(2)
+        gone.cancel()
+        await running.metrics.until(lambda: ("ModelInfer", "CANCELLED") in running.metrics.handled)
+        gate.open()
+        check(await stays, 2)
+        assert servable(running).batches == [1, 2]
+        found = await statistics(running)
+        assert (found.inference_count, found.inference_stats.fail.count) == (2, 1)
+        assert running.server._admission.inferences == 0
+
+
+async def test_requests_of_different_shapes_and_outputs_wait_together(tmp_path: Path) -> None:
+    """Those of one shape are a batch, whichever outputs they want."""
+
+    def asked(value: int, width: int, *wanted: str) -> pb.ModelInferRequest:
+        message = request("any", INPUT0=np.full((1, width), value, np.int32))
+        message.id = str(value)
+        message.outputs.extend(pb.ModelInferRequest.InferRequestedOutputTensor(name=name) for name in wanted)
+        return message
+
+    def double_and_negate(arrays: Arrays, wanted: Collection[str]) -> Arrays:
+        numbers = np.asarray(arrays["INPUT0"], np.int32)
+        return {"DOUBLE": 2 * numbers, "NEGATIVE": -numbers}
+
+    gate = Gate(is_open=False)
+    spec = ("INT32", (-1, -1))
+    described = predicts({"INPUT0": spec}, {"DOUBLE": spec, "NEGATIVE": spec}, batching=Batching())
+    offer = Offer(model=UNUSED, description=described, predict=double_and_negate, gate=gate)
+    async with served(tmp_path, {"any": offer}) as running:
+        (blocker,) = await send(running, asked(9, 1))
+        await gate.reached(1)
+        narrow, wide, double, negative = await send(
+            running, asked(1, 3), asked(2, 5), asked(3, 3, "DOUBLE"), asked(4, 3, "NEGATIVE")
+        )
+        gate.open()
+        await blocker
+        for task, value, width, names in (
+            (narrow, 1, 3, {"DOUBLE", "NEGATIVE"}),
+            (wide, 2, 5, {"DOUBLE", "NEGATIVE"}),
+            (double, 3, 3, {"DOUBLE"}),
+            (negative, 4, 3, {"NEGATIVE"}),
+        ):
+            found = outputs(await task)
+            assert found.keys() == names
+            for name, array in found.items():
+                assert array.tolist() == [[value * (2 if name == "DOUBLE" else -1)] * width]
+        (each,) = offer.servables.values()
+        assert sorted(each.batches) == [1, 1, 3]
 
 
 async def test_a_full_queue_refuses(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_instance_groups_are_read() -> None:
             "gpus",
             "instance group c of model m has kind KIND_CPU but specifies one or more GPUs",
         ),
-        ("{ count: -1 }", "count", "instance group m_0 of model m has count -1"),
+        ("{ count: -1 }", "count", "instance group m_0 of model m has count -1; it must not be negative"),
         (
             "{ kind: KIND_GPU gpus: [ 1, 1 ] }",
             "gpus",

@@ -51,7 +51,9 @@ def _group(message: triton.ModelInstanceGroup, where: str) -> InstanceGroup:
             f"{where} has kind KIND_CPU but specifies one or more GPUs", field="instance_group.gpus"
         )
     if message.count < 0:
-        raise InvalidArgument(f"{where} has count {message.count}", field="instance_group.count")
+        raise InvalidArgument(
+            f"{where} has count {message.count}; it must not be negative", field="instance_group.count"
+        )
     if any(gpu < 0 for gpu in message.gpus) or len(set(message.gpus)) < len(message.gpus):
         raise InvalidArgument(
             f"{where} must name each GPU once, by its number, counting from 0", field="instance_group.gpus"

@@ -156,10 +156,7 @@ class Model:
         if self.serving:
             self._events.reload_finished(self.name, ok=False)
         for number, version in coming.items():
-            if version.state is State.END:
-                self._end(version)
-            else:
-                self._leave(version, reason)
+            self._leave(version, reason)
             if number in self.serving:
                 self._not_replaced[number] = version.reason or reason
             self._show(number)
@@ -199,6 +196,9 @@ class Model:
         self._events.load_finished(self.name, version.number, seconds, ok=ok)
 
     def _leave(self, version: Version, reason: str = UNLOADED) -> None:
+        if version.state is State.END:  # its load has just failed
+            self._end(version)
+            return
         self._leaving.append(version)
         version.unload(reason)
 

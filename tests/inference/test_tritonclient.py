@@ -297,6 +297,25 @@ async def test_a_client_s_timeout_and_a_cancelled_call_drop_the_queued_rows(tmp_
             assert scrape.value("vitrail_inferences_total", model="simple", version="1", outcome=outcome) == 1
 
 
+async def test_a_version_is_kept_while_rows_of_a_cancelled_call_are_computed(tmp_path: Path) -> None:
+    gate = Gate(is_open=False)
+    async with served(tmp_path, {"simple": simple(gate)}) as running:
+        (servable,) = running.offers["simple"].servables.values()
+        async with triton_aio.InferenceServerClient(running.target) as client:
+            computed = asyncio.create_task(client.infer("simple", INPUTS))
+            await gate.reached(1)
+            computed.cancel()
+            await running.metrics.until(lambda: len(running.metrics.handled) == 1)
+            gone = asyncio.create_task(running.server.manager.unload("simple"))
+            assert await client.is_server_live()
+            await running.server.manager.index()  # comes after the closing, on the same lane
+            assert (servable.closed, gone.done()) == (0, False), "the device uses it"
+            gate.open()
+            await gone
+        assert servable.closed == 1
+        assert running.server._admission.inferences == 0
+
+
 class TestSynchronous:
     """The client of threads; it blocks, so it runs beside the loop."""
 

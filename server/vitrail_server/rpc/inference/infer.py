@@ -105,8 +105,9 @@ async def _answered(
         held.callback(engine.admission.enter_inference().close)
         engine.events.inference_started()
         account.admitted = True
-        handle = pin(engine.manager, request.model_name, request.model_version)
-        held.callback(handle.close)
+        # What is held until the last row is computed, which may be after the caller has gone.
+        pinned = held.enter_context(ExitStack())
+        handle = pinned.enter_context(pin(engine.manager, request.model_name, request.model_version))
         servable = handle.servable
         description = account.description = servable.description
         account.statistics = engine.statistics_of(servable)
@@ -134,6 +135,7 @@ async def _answered(
             tally=account.statistics,
             queueing=queueing,
         )
+        pinned.pop_all()  # the submission closes the handle from now on
         held.callback(submission.cancel)
         while not submission.finished:
             await changed.wait()

@@ -70,7 +70,8 @@ class InferenceEnded:
     """An inference was answered, refused or given up."""
 
     request_id: str
-    """The request's own id, else the caller's name for the call (metadata `x-request-id`), or one made up."""
+    """The request's own id, made printable and short, else the caller's name for the call (metadata
+    `x-request-id`), or one made up."""
     model: str
     """Empty if the request named no model of the repository."""
     version: int

@@ -34,6 +34,11 @@ def quoted(name: str) -> str:
     return repr(shortened(name, NAME_LIMIT))
 
 
+def printable(name: str) -> str:
+    """Return the name without quotes, printable and cut to `NAME_LIMIT` characters."""
+    return quoted(name)[1:-1]
+
+
 def listed(items: Iterable[object], none: str = "none") -> str:
     """Return the items separated by commas, cut to `LIST_LIMIT`; `none` if there are none."""
     words = [str(item) for item in items]

@@ -1,5 +1,6 @@
 """What a request can get wrong, each in Triton's words with its code; and that nothing is left of it."""
 
+import logging
 import struct
 from typing import Any
 
@@ -301,6 +302,17 @@ async def test_an_id_that_cannot_be_shown_is_made_printable(zoo: Served) -> None
 
     assert message.startswith("[request id: a\\n\\x07a\\n")
     assert message.isprintable()
+
+
+async def test_an_id_writes_no_line_of_its_own_into_the_log(
+    zoo: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "vitrail_server.inferences")
+    asked = simple(id="mine\n2026-01-01 ERROR forged" + "x" * 1000)
+    await infer(zoo, asked)
+    (line,) = [each for each in caplog.messages if "inference by simple" in each]
+    assert line.startswith(r"mine\n2026-01-01 ERROR forgedx")
+    assert len(line) < 200
 
 
 TEXT = "for inference input 'IN' for model 'strings', "

@@ -31,6 +31,7 @@ from vitrail_server.runtime.lane import Lane
 from vitrail_server.runtime.queueing import Queueing
 from vitrail_server.runtime.scheduler import DEFAULT_PRIORITY
 from vitrail_server.servable import Description, Servable
+from vitrail_server.wording import printable
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -84,7 +85,7 @@ async def infer(
 
     """
     account, caller = _Account(time.monotonic()), caller_of(context)
-    request_id = request.id or caller.request_id
+    request_id = printable(request.id) or caller.request_id
     try:
         response = await _answered(engine, request, parameters, caller, account)
     except BaseException as error:

@@ -199,16 +199,21 @@ async def test_a_deadline_that_passes_while_the_map_is_computed(tmp_path: Path, 
     assert scrape.total("grpc_server_handled_total", grpc_code="DEADLINE_EXCEEDED") == 2
 
 
-async def test_a_reader_that_stops_is_cut_off_and_nobody_else_notices(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    large = spec(
+def larger_than_what_is_on_its_way() -> pb.ExplanationSpec:
+    """Return a request for a map that a connection does not hold, so that it is written to a reader only."""
+    assert 40 * MIB < 64 * 256 * 256 * 3 * 4
+    return spec(
         "large",
         np.ones((256, 256, 3), np.float32),
         targets=pb.Targets(all=pb.AllTargets()),
         gradient=pb.Gradient(channel_reduction=pb.Gradient.CHANNEL_REDUCTION_NONE),
     )
-    assert 40 * MIB < 64 * 256 * 256 * 3 * 4
+
+
+async def test_a_reader_that_stops_is_cut_off_and_nobody_else_notices(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    large = larger_than_what_is_on_its_way()
     async with held_back(tmp_path, write_timeout_secs=0.2) as (running, gate):
         gate.open()
         async with grpc.aio.insecure_channel(running.target) as channel:
@@ -229,6 +234,27 @@ async def test_a_reader_that_stops_is_cut_off_and_nobody_else_notices(
     assert outcomes == ["cancelled", "cancelled", "cancelled", "complete", "complete"]
     assert late.code is grpc.StatusCode.CANCELLED
     assert late.message == "the reader took no message for 0.2 s; the explanation was dropped"
+    assert no_errors(caplog)
+
+
+async def test_readers_that_stop_and_then_leave(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The message that is on its way fails before the server hears that its reader has gone."""
+    async with held_back(tmp_path) as (running, gate):
+        gate.open()
+        async with grpc.aio.insecure_channel(running.target) as channel:
+            stub = ExplanationServiceStub(channel)
+            tiles = stub.ExplainTiles(pb.ExplainTilesRequest(spec=larger_than_what_is_on_its_way()))
+            stream = stub.ExplainStream()
+            await stream.write(start("a", larger_than_what_is_on_its_way()))
+            await tiles.wait_for_connection()
+            for _ in range(2):
+                await stub.Explain(pb.ExplainRequest(spec=SPEC))
+            tiles.cancel()
+            stream.cancel()
+        await left(running, gate, 4)
+
+    outcomes = sorted(event.outcome for event in running.metrics.ended)
+    assert outcomes == ["cancelled", "cancelled", "complete", "complete"]
     assert no_errors(caplog)
 
 

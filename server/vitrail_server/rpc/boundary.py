@@ -16,6 +16,7 @@ from google.rpc.status_pb2 import Status
 
 from vitrail.errors import InvalidArgument
 from vitrail.status import DETAILS_KEY, grpc_code
+from vitrail_server.rpc.context import why_cancelled
 from vitrail_server.rpc.refusals import logged, status_of, told
 from vitrail_server.rpc.tokens import Tokens
 
@@ -163,8 +164,16 @@ class _CountingContext:
         self._sent = sent
 
     async def write(self, message: Any) -> None:
-        """Write one message."""
-        await self._context.write(message)
+        """Write one message.
+
+        Raises:
+            VitrailError: the caller has gone, and its call fails before it is cancelled.
+
+        """
+        try:
+            await self._context.write(message)
+        except grpc.aio.InternalError:
+            raise why_cancelled(self._context) from None
         self._sent()
 
     def __getattr__(self, name: str) -> Any:

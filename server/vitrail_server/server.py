@@ -143,12 +143,10 @@ class Server:
         self._tensorflow.close()
         await self.manager.close()
         self._devices.close()
-        for lane in (self._loading, self._planning):
-            # What runs there may ask the device for something, and it is the event loop that says no.
+        for lane in (self._loading, self._planning, self._reaping, self._repository, self._decoding):
+            # What runs there may ask the device for something, and it is the event loop that says no; or it
+            # may hang, on a file system that is away, and the event loop hears the second signal.
             await asyncio.to_thread(lane.close)
-        self._reaping.close()
-        self._repository.close()
-        self._decoding.close()
         self._metrics.close()
 
     async def _drain(self) -> None:

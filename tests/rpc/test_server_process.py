@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from fakes.serving import ADDRESS
+from fakes.serving import ADDRESS, served
 from vitrail.v1 import explanation_pb2 as pb
 from vitrail.v1.explanation_pb2_grpc import ExplanationServiceStub
 
@@ -206,3 +207,21 @@ async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
 
     assert status == 1
     assert code is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_lane_that_hangs_does_not_keep_the_server_from_hearing_a_second_signal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A repository on a file system that is away, for example."""
+    released, loop = threading.Event(), asyncio.get_running_loop()
+    async with served(tmp_path, {}) as running:
+        lane = running.server._repository
+        close = lane.close
+
+        def closing() -> None:
+            loop.call_soon_threadsafe(released.set)  # as a signal comes: once the event loop is free
+            close()
+
+        monkeypatch.setattr(lane, "close", closing)
+        hanging = lane.submit(released.wait, 5)
+    assert hanging.result(), "nothing was heard until it gave up"

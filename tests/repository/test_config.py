@@ -1,14 +1,17 @@
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from vitrail.errors import InvalidArgument
 from vitrail_server.repository.config import ModelConfig, TensorConfig, parse_config, read_config
+from vitrail_server.repository.directory import read_model_directory
 from vitrail_server.repository.parameters import Parameters
 from vitrail_server.repository.version_policy import All, Latest, Specific, VersionPolicy
 from vitrail_server.servable import Batching, InstanceGroup
 
-from .fakes import model_directory
+from .fakes import model_directory, write_model
 
 FULL = """
 # As a user of Triton writes it.
@@ -110,6 +113,25 @@ def test_a_file_that_does_not_parse_is_refused_with_the_place(text: bytes, messa
     with pytest.raises(InvalidArgument) as caught:
         parse_config(text, "m/config.pbtxt")
     assert caught.value.message.startswith(message)
+
+
+def test_a_pipe_is_no_configuration(tmp_path: Path) -> None:
+    """Reading it would wait for a writer, and every model behind it with it."""
+    directory = write_model(tmp_path, "m", 1)
+    os.mkfifo(directory / "config.pbtxt")
+    with pytest.raises(InvalidArgument) as caught:
+        read_config(read_model_directory("m", directory))
+    assert caught.value.message == "m/config.pbtxt: it is not a file"
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)  # whoever runs the tests may be allowed everything
+    with pytest.raises(InvalidArgument) as caught:
+        read_config(model_directory(tmp_path, config="max_batch_size: 2"))
+    assert caught.value.message == "m/config.pbtxt: the file cannot be read (Permission denied)"
 
 
 def test_a_long_fault_is_cut() -> None:
@@ -234,5 +256,5 @@ def test_an_invalid_type_is_unset(tmp_path: Path) -> None:
 def test_a_configuration_that_leads_nowhere_is_an_error(tmp_path: Path) -> None:
     directory = model_directory(tmp_path, "")
     (directory.path / "config.pbtxt").unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(InvalidArgument, match=r"the file cannot be read \(No such file or directory\)"):
         read_config(directory)

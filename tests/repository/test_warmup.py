@@ -1,5 +1,6 @@
 """Warm-up samples, by Triton's warmup suite: what is checked, and which tensors are made of them."""
 
+import os
 import struct
 from pathlib import Path
 
@@ -212,9 +213,14 @@ ALL = f"{image()} {TEXT} {ANY}"
             f"batch_size: 1 {ALL}".replace("zero_data: true", 'input_data_file: "gone"'),
             "warmup data file 'gone' cannot be read: No such file or directory",
         ),
+        (
+            f"batch_size: 1 {ALL}".replace("zero_data: true", 'input_data_file: "pipe"'),
+            "warmup data file 'pipe' is not a file",
+        ),
     ],
 )
 def test_a_sample_that_does_not_fit_the_version_says_why(tmp_path: Path, sample: str, message: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InvalidArgument) as caught:
         rows(sample, tmp_path)
     assert caught.value.message == message

@@ -6,6 +6,7 @@ from the SavedModel. The errors name the file, and the line and column where it 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TypeAlias
 
 from google.protobuf import text_format
@@ -77,11 +78,21 @@ def read_config(directory: ModelDirectory) -> ModelConfig:
     if directory.config is None:
         return ModelConfig(name=directory.name)
     origin = f"{directory.name}/{directory.config.relative_to(directory.path)}"
-    message = parse_config(directory.config.read_bytes(), origin)
+    message = parse_config(_bytes_of(directory.config, origin), origin)
     try:
         return check_config(message, directory)
     except InvalidArgument as error:
         raise InvalidArgument(f"{origin}: {error.message}", field=error.field) from None
+
+
+def _bytes_of(file: Path, origin: str) -> bytes:
+    """Return what a configuration's file holds; of a pipe, whose reading might never end, nothing."""
+    if file.exists() and not file.is_file():
+        raise InvalidArgument(f"{origin}: it is not a file")
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise InvalidArgument(f"{origin}: the file cannot be read ({error.strerror})") from None
 
 
 def _for_loading(config: ModelConfig) -> ModelConfig:

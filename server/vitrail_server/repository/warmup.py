@@ -169,6 +169,8 @@ def _item(each: SampleInput, name: str, sample: Sample, directory: Path) -> NDAr
 
 
 def _from_file(each: SampleInput, path: Path) -> NDArray[np.generic]:
+    if path.exists() and not path.is_file():  # reading a pipe might never end
+        raise InvalidArgument(f"warmup data file {quoted(each.file)} is not a file")
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -36,6 +36,10 @@ MAX_PRIORITY = 2**32 - 1
 """The largest priority that fits the wire's type."""
 
 
+LONGEST_TIMEOUT = 1e9
+"""Seconds; gRPC takes a deadline that lies much further ahead for one that has passed."""
+
+
 @dataclass(frozen=True, slots=True)
 class TopK:
     """The n elements of the output with the highest values, highest first.
@@ -296,8 +300,9 @@ def _priority(priority: int | None) -> int:
 
 
 def _check_timeout(timeout: float | None) -> None:
-    if timeout is not None and not 0 < timeout < math.inf:
+    if timeout is not None and not 0 < timeout <= LONGEST_TIMEOUT:
         raise InvalidArgument(
-            f"spec.time_budget is {timeout}; it must be above 0 and finite, or None for no limit",
+            f"spec.time_budget is {timeout}; it must be above 0 and at most {LONGEST_TIMEOUT:g} s, or None "
+            "for no limit",
             field="spec.time_budget",
         )

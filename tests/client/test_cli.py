@@ -315,6 +315,7 @@ def test_wrong_values_are_errors_too(run: Run, photo: Path, tmp_path: Path) -> N
         ([tmp_path / "none.npy"], "No such file"),
         ([tmp_path / "damaged.npy"], "cannot read"),
         ([photo, "--timeout", "-1"], "spec.time_budget"),
+        ([photo, "--timeout", "1e30"], "spec.time_budget"),
         ([photo, "--fill", "blur:0"], "spec.occlusion.fill.blur.sigma"),
         ([photo, "--objective-value", "1"], "only SQUARED_ERROR has values"),
         ([photo, "--target", 2**70], "spec.targets.list.targets[0].index"),

@@ -104,6 +104,7 @@ def test_an_objective_may_be_given_by_name() -> None:
         ({"timeout": 0}, "spec.time_budget"),
         ({"timeout": math.inf}, "spec.time_budget"),
         ({"timeout": math.nan}, "spec.time_budget"),
+        ({"timeout": 1e11}, "spec.time_budget"),
         ({"inputs": {"age": np.array(["x"])}}, "spec.inputs['age']"),
     ],
 )

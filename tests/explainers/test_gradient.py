@@ -324,3 +324,17 @@ def test_a_model_without_gradients_is_refused_with_its_reason() -> None:
 def test_targets_are_checked() -> None:
     with pytest.raises(ResourceExhausted, match="4 targets"):
         GradientRun(ask(MODEL, PIXELS, limits=Limits(targets=2)), GradientParameters())
+
+
+def test_the_default_map_has_the_bits_that_float64_would_give() -> None:
+    generator = np.random.default_rng(0)
+    gradient = generator.normal(size=(9, 7, 3)).astype(np.float32) * np.float32(1e-40)
+    gradient[0, 0, :2] = np.inf, -np.inf
+    gradient[1, 1] = -0.0
+    gradient[2, 2, 1] = np.nan
+
+    made = reduced(gradient, gradient, GradientParameters())
+
+    expected = np.abs(gradient.astype(np.float64)).max(axis=-1).astype(np.float32)
+    assert made.dtype == np.float32
+    np.testing.assert_array_equal(made.view(np.uint32), expected.view(np.uint32))

@@ -435,8 +435,8 @@ class Device:
 
     def _end_stopped(self) -> None:
         """Tell the owners of Runs that ended without a batch: their time budget was spent in the queue."""
-        for submission in [each for each in self._submissions.values() if each.finished]:
-            submission._settle()  # noqa: SLF001 - the two classes are one mechanism
+        for entry in self._scheduler.timed_out:
+            self._submissions[id(entry)]._settle()  # noqa: SLF001 - the two classes are one mechanism
 
     def _add_chore(self, run: Callable[[], None], refuse: Callable[[], None]) -> None:
         if self._closed:

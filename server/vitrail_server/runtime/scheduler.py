@@ -16,6 +16,7 @@ A batch is charged to its Runs when it is formed, by their share of its rows and
 seconds, and corrected when its real duration is known.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -187,8 +188,12 @@ class Scheduler:
     """The Runs in progress and the order in which they are served."""
 
     def __init__(self) -> None:
-        self._entries: list[Entry] = []
+        self._entries: dict[Entry, None] = {}
+        """In the order of arrival; a dictionary, because most leave from the middle."""
+        self._timed: dict[Entry, None] = {}
+        """Those of them that time alone may end, or let begin: with a time budget, or in a queue."""
         self._priorities: dict[int, _Priority] = {}
+        self._in_priority: Counter[int] = Counter()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -196,11 +201,19 @@ class Scheduler:
     @property
     def waiting(self) -> int:
         """How many Runs have rows that wait for a place in a batch."""
-        return sum(self._ready(entry) and not entry.dry for entry in self._entries)
+        return sum(not entry.dry and self._ready(entry) for entry in self._entries)
+
+    @property
+    def timed_out(self) -> list[Entry]:
+        """The Runs that time alone has ended, and that nobody has removed yet."""
+        return [entry for entry in self._timed if entry.run.finished]
 
     def add(self, entry: Entry) -> None:
         """Take in a Run; it may be served from the next batch on."""
-        self._entries.append(entry)
+        self._entries[entry] = None
+        if entry.ends is not None or entry.queueing is not None:
+            self._timed[entry] = None
+        self._in_priority[entry.priority] += 1
         priority = self._priorities.setdefault(entry.priority, _Priority(entry.arrived))
         priority.callers.setdefault(entry.caller, _Caller())
 
@@ -208,9 +221,11 @@ class Scheduler:
         """Forget a Run that is finished, failed or cancelled; forgetting it twice does nothing."""
         if entry not in self._entries:
             return
-        self._entries.remove(entry)
-        if all(other.priority != entry.priority for other in self._entries):
-            del self._priorities[entry.priority]
+        del self._entries[entry]
+        self._timed.pop(entry, None)
+        self._in_priority[entry.priority] -= 1
+        if not self._in_priority[entry.priority]:
+            del self._in_priority[entry.priority], self._priorities[entry.priority]
 
     def next_batch(self, now: float) -> Batch | None:
         """Return the next batch, or None if no Run has rows to give.
@@ -242,7 +257,7 @@ class Scheduler:
 
     def expire(self, now: float) -> None:
         """End what has no more time: a time budget is spent, or a queue's timeout has passed."""
-        for entry in self._entries:
+        for entry in self._timed:
             if entry.expired(now):
                 entry.run.stop()
             elif entry.queued is not None and entry.queued.rejected(now) and self._ready(entry):
@@ -251,7 +266,7 @@ class Scheduler:
     def wakes(self, now: float) -> float | None:
         """Return when the answer of `expire` or `next_batch` may change by itself; None: never."""
         times = []
-        for entry in self._entries:
+        for entry in self._timed:
             if entry.queued is not None and self._ready(entry):
                 times += [entry.queued.times_out, entry.queued.wants_company_until]
         return min((each for each in times if each is not None and each > now), default=None)
@@ -267,7 +282,7 @@ class Scheduler:
                 and entry.queued.queue is queueing.queue
                 and entry.queued.level == queueing.level
                 and self._ready(entry)
-                for entry in self._entries
+                for entry in self._timed
             )
         )
 
@@ -340,7 +355,9 @@ class Scheduler:
     def _note_who_wants(self, ready: Sequence[Entry], now: float) -> None:
         wanting: dict[int, dict[str, set[Turn]]] = {number: {} for number in self._priorities}
         for entry in self._entries:
-            wanting[entry.priority].setdefault(entry.caller, set())
+            callers = wanting[entry.priority]
+            if entry.caller not in callers:
+                callers[entry.caller] = set()
         for entry in ready:
             wanting[entry.priority][entry.caller].add(entry.turn)
         for number, callers in wanting.items():
@@ -348,16 +365,29 @@ class Scheduler:
 
     def _rank(self, ready: Sequence[Entry], now: float) -> Callable[[Entry], _Place]:
         longest = max((entry.program.seconds for entry in ready), default=0.0)
+        shared: dict[tuple[int, str], tuple[int, _Rank, _Turns]] = {}
+
+        def of_caller(entry: Entry) -> tuple[int, _Rank, _Turns]:
+            """Return what is the same for all Runs of a caller: level, rank, and the turns among them."""
+            key = entry.priority, entry.caller
+            if (found := shared.get(key)) is None:
+                priority = self._priorities[entry.priority]
+                caller = priority.callers[entry.caller]
+                found = shared[key] = (
+                    entry.priority - int((now - priority.waiting_since) / AGEING),
+                    priority.turns.rank(caller.turn, longest),
+                    caller.runs,
+                )
+            return found
 
         def rank(entry: Entry) -> _Place:
-            priority = self._priorities[entry.priority]
-            caller = priority.callers[entry.caller]
+            level, of_callers, turns = of_caller(entry)
             return (
-                entry.priority - int((now - priority.waiting_since) / AGEING),
+                level,
                 entry.priority,
                 entry.queued is not None and entry.queued.delayed(now),
-                priority.turns.rank(caller.turn, longest),
-                caller.runs.rank(entry.turn, longest),
+                of_callers,
+                turns.rank(entry.turn, longest),
                 entry.arrived,
             )
 

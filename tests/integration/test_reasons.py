@@ -70,7 +70,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "no_index": (without_index, "model.savedmodel/variables/variables"),
     "no_weights": (without_weights, "model.savedmodel/variables/variables"),
     "no_model": (without_model, "there is no 1/model.savedmodel/saved_model.pb nor 1/saved_model.pb"),
-    "config": (with_a_directory_for_config, "IsADirectoryError: Is a directory: 'config/config.pbtxt'"),
+    "config": (with_a_directory_for_config, "config/config.pbtxt: it is not a file"),
     "no_labels": (without_labels, "label file 'labels.txt' is not a file in the model's directory"),
     "labels": (with_labels_elsewhere, "label file 'labels.txt' is a link that leads out of"),
     "no_sample": (without_sample, "warmup data file 'gone' cannot be read: No such file or directory"),

@@ -90,12 +90,12 @@ async def test_a_broken_model_does_not_stop_the_others(
     assert a.reason == 'a/config.pbtxt:1:1: Message type "ModelConfig" has no field named "foo".'
     assert b.reason == "at least one version must be available under the version policy of model 'b'"
     assert (c.reason, scene.states("c")) == ("", {1: State.AVAILABLE})
-    assert d.reason.startswith("FileNotFoundError: ")
+    assert d.reason == "d/config.pbtxt: the file cannot be read (No such file or directory)"
     assert scene.events.refused == [(model.name, model.reason) for model in (a, b, d)]
     assert [record.message for record in caplog.records] == [
         f"model {model.name} cannot be served: {model.reason}" for model in (a, b, d)
     ]
-    assert [record.exc_info is not None for record in caplog.records] == [False, False, True]
+    assert not any(record.exc_info for record in caplog.records)
 
 
 async def test_the_operator_is_told_what_is_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

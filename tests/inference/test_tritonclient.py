@@ -408,6 +408,29 @@ async def test_an_error_of_a_stream_ends_it_where_the_client_wants_that(client: 
     assert refusal.value.details() == "[request id: 2] Request for unknown model: 'nothing' is not found"
 
 
+async def test_the_response_that_a_client_gave_up_counts_as_cancelled(tmp_path: Path) -> None:
+    gate = Gate(is_open=False)
+
+    async def requests() -> AsyncIterator[dict[str, Any]]:
+        image = given("image", np.zeros((1, *SHAPE), np.float32))
+        options = {"vitrail_method": "occlusion", "vitrail_patch": 1}
+        yield {"model_name": "pictures", "inputs": [image], "parameters": options}
+        await asyncio.Event().wait()
+
+    async with (
+        served(tmp_path, {"pictures": pictures(gate)}) as running,
+        triton_aio.InferenceServerClient(running.target) as client,
+    ):
+        reader = asyncio.create_task(anext(aiter(client.stream_infer(requests()))))
+        await gate.reached(1)
+        reader.cancel()
+        await running.metrics.until(lambda: ("ModelStreamInfer", "CANCELLED") in running.metrics.handled)
+        gate.open()
+        statistics = await client.get_inference_statistics("pictures")
+    (first,) = statistics.model_stats[0].response_stats.values()
+    assert (first.cancel.count, first.fail.count, first.success.count) == (1, 0, 0)
+
+
 async def test_a_stream_whose_client_goes_leaves_nothing(tmp_path: Path) -> None:
     gate = Gate(is_open=False)
     async with served(tmp_path, {"simple": simple(gate), "pictures": pictures(gate)}) as running:

@@ -302,6 +302,19 @@ async def test_the_time_of_an_upload_ends_with_it(tmp_path: Path) -> None:
     received(answers["a"])
 
 
+async def test_an_upload_that_is_complete_has_all_the_time_of_an_explanation(tmp_path: Path) -> None:
+    what = without_data(spec("m", IMAGE))
+    async with talking(tmp_path, shut=True, upload_timeout_secs=0.2) as talk:
+        await talk.say(start("a", what, len(DATA)), piece("a", DATA))
+        await talk.gate.reached(1)
+        await talk.say(start("b", what, len(DATA)))  # its time is over after that of the other
+        assert (await talk.refusal("b")).code is grpc.StatusCode.DEADLINE_EXCEEDED
+        talk.gate.open()
+        answers = await talk.finish()
+
+    received(answers["a"])
+
+
 async def test_half_closing_fails_incomplete_uploads_and_finishes_complete_ones(tmp_path: Path) -> None:
     what = without_data(spec("m", IMAGE))
     async with talking(tmp_path, shut=True) as talk:

@@ -4,7 +4,10 @@ from pathlib import Path
 import pytest
 
 from vitrail.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from vitrail_server.kserve.v2 import model_config_pb2 as triton
 from vitrail_server.repository.choice import RETRY_DELAY
+from vitrail_server.repository.directory import ModelDirectory
+from vitrail_server.repository.source import ModelSource, read_model
 from vitrail_server.repository.state import ModelStatus, State, VersionStatus
 
 from .fakes import write_model
@@ -75,27 +78,37 @@ async def test_no_version_answers_before_all_are_loaded(tmp_path: Path) -> None:
 
 
 async def test_a_broken_model_does_not_stop_the_others(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Its own fault is told in a line; one that nobody foresaw has its stack trace in the log."""
+
+    def read(directory: ModelDirectory, override: triton.ModelConfig | None = None) -> ModelSource:
+        if directory.name == "e":
+            raise ZeroDivisionError("nobody foresaw this")
+        return read_model(directory, override)
+
+    monkeypatch.setattr("vitrail_server.repository.manager.read_model", read)
     write_model(tmp_path, "a", 1, config="foo: 1")
     write_model(tmp_path, "b")
     write_model(tmp_path, "c", 1)
     write_model(tmp_path, "d", 1, files={}, config="")
     (tmp_path / "d" / "config.pbtxt").unlink()
     (tmp_path / "d" / "config.pbtxt").symlink_to("gone")
+    write_model(tmp_path, "e", 1)
     scene = Scene(tmp_path)
     manager = await scene.started()
-    a, b, c, d = manager.models()
+    a, b, c, d, e = manager.models()
     assert (a.name, a.versions) == ("a", ())
     assert a.reason == 'a/config.pbtxt:1:1: Message type "ModelConfig" has no field named "foo".'
     assert b.reason == "at least one version must be available under the version policy of model 'b'"
     assert (c.reason, scene.states("c")) == ("", {1: State.AVAILABLE})
     assert d.reason == "d/config.pbtxt: the file cannot be read (No such file or directory)"
-    assert scene.events.refused == [(model.name, model.reason) for model in (a, b, d)]
+    assert e.reason == "ZeroDivisionError: nobody foresaw this"
+    assert scene.events.refused == [(model.name, model.reason) for model in (a, b, d, e)]
     assert [record.message for record in caplog.records] == [
-        f"model {model.name} cannot be served: {model.reason}" for model in (a, b, d)
+        f"model {model.name} cannot be served: {model.reason}" for model in (a, b, d, e)
     ]
-    assert not any(record.exc_info for record in caplog.records)
+    assert [record.exc_info is not None for record in caplog.records] == [False, False, False, True]
 
 
 async def test_the_operator_is_told_what_is_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -347,6 +347,20 @@ async def test_a_configuration_can_come_with_the_request(tmp_path: Path) -> None
     assert scene.answers("m") == (3, 4)
 
 
+async def test_a_configuration_of_a_request_is_undone_though_it_says_what_the_directory_says(
+    tmp_path: Path,
+) -> None:
+    write_model(tmp_path, "m", 1, config="max_batch_size: 7")
+    scene = Scene(tmp_path, mode="explicit")
+    manager = await scene.started()
+    await manager.load("m", config=json.dumps({"max_batch_size": 7}))
+    loaded = scene.answers("m")
+    await manager.load("m")
+    assert scene.answers("m") == (1, loaded[1] + 1)
+    await manager.load("m")
+    assert scene.answers("m") == (1, loaded[1] + 1)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

@@ -276,6 +276,36 @@ def exhausted(*_: object) -> None:
     raise OutOfMemory
 
 
+def fitting_only(most: int) -> Any:
+    """Return what evaluates at most so many windows at a time."""
+    outputs = Evaluator.outputs
+
+    def scarce(
+        self: Evaluator, tables: Any, subject: Subject, windows: NDArray[np.int32], wanted: Collection[str]
+    ) -> Any:
+        if len(windows) > most:
+            raise OutOfMemory
+        return outputs(self, tables, subject, windows, wanted)
+
+    return scarce
+
+
+def test_rows_that_ran_out_of_memory_are_computed_in_smaller_batches(
+    tested: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = prepared(Bench(tested))
+    monkeypatch.setattr(Evaluator, "outputs", fitting_only(9))
+    subject, windows = tested.subject("image"), all_windows(GRID)
+    with pytest.raises(OutOfMemory):
+        program.execute([rows(subject, windows[:16])])
+    assert program.halve()
+    parts = [windows[start : start + 8] for start in range(0, len(windows), 8)]
+    whole = np.concatenate([program.execute([rows(subject, part)])[0].outputs for part in parts])
+
+    assert len(whole) == len(windows)
+    assert differences({"output_0": whole}, tested.fully(subject, windows)) <= 1e-5
+
+
 def test_a_failure_ends_the_plan(tested: Net, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(tested)
     program = prepared(bench)
@@ -365,6 +395,18 @@ def test_the_batch_fits_the_time_slice(tested: Net) -> None:
     assert verdict(tested, time_slice=1.0).batch_size == 7
     assert verdict(tested, time_slice=0.9).batch_size == 3
     assert verdict(tested, time_slice=0.1).batch_size == 1
+
+
+@pytest.mark.parametrize(
+    ("fitting", "batch", "reason"), [(5, 4, ""), (0, 1, "there is not enough memory for it")]
+)
+def test_a_trial_that_runs_out_of_memory_goes_on_with_smaller_batches(
+    tested: Net, monkeypatch: pytest.MonkeyPatch, fitting: int, batch: int, reason: str
+) -> None:
+    monkeypatch.setattr(Evaluator, "outputs", fitting_only(fitting))
+    found = verdict(tested)
+
+    assert (found.batch_size, found.reason) == (batch, reason)
 
 
 def test_the_windows_that_are_tried_hold_the_corners() -> None:

@@ -75,12 +75,16 @@ class Trial:
     def verdict(self, subject: Subject, *, largest: int, time_slice: float, full_batch: int) -> Verdict:
         """Choose a batch size of at most `largest` rows, compare, and time.
 
-        `full_batch` is the batch size of the full forward. Every execution goes through `run`.
+        `full_batch` is the batch size of the full forward. Every execution goes through `run`. Batches that
+        there is no memory for are tried again with half the rows.
         """
-        try:
-            return self._verdict(subject, largest, time_slice, full_batch)
-        except OutOfMemory:
-            return Verdict("there is not enough memory for it")
+        while True:
+            try:
+                return self._verdict(subject, largest, time_slice, full_batch)
+            except OutOfMemory:
+                if largest == 1:
+                    return Verdict("there is not enough memory for it")
+                largest //= 2
 
     def _verdict(self, subject: Subject, largest: int, time_slice: float, full_batch: int) -> Verdict:
         grid = self._evaluator.plan.grid

@@ -108,6 +108,7 @@ def tensor_of(*shape: int) -> pb.Image:
     [
         (pb.ExplanationSpec(gradient=pb.Gradient(), image=tensor_of(224, 224, 3)), True),
         (pb.ExplanationSpec(gradient=pb.Gradient(), image=tensor_of(1024, 1024, 3)), False),
+        (pb.ExplanationSpec(gradient=pb.Gradient(), image=tensor_of(*[0] * 9)), False),
         (pb.ExplanationSpec(gradient=pb.Gradient(), image=pb.Image(encoded=b"a photo")), False),
         (pb.ExplanationSpec(occlusion=pb.Occlusion(), image=tensor_of(224, 224, 3)), False),
         (pb.ExplanationSpec(image=tensor_of(224, 224, 3)), False),

@@ -13,7 +13,7 @@ from google.protobuf.duration_pb2 import Duration
 from numpy.typing import NDArray
 
 from vitrail.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
-from vitrail.tensors import from_tensor, to_tensor
+from vitrail.tensors import MAX_RANK, from_tensor, to_tensor
 from vitrail.v1 import explanation_pb2 as pb
 from vitrail.v1.tensor_pb2 import Precision
 from vitrail_server.explainers.fills import Blur, Constant, Fill, GivenImage, ImageMean
@@ -68,8 +68,10 @@ def method_of(spec: pb.ExplanationSpec) -> str:
 def is_light(spec: pb.ExplanationSpec) -> bool:
     """Return whether `prepare` takes no longer than going to another thread and back would."""
     is_tensor = spec.WhichOneof("method") == "gradient" and spec.image.WhichOneof("source") == "tensor"
-    # By its shape, which is held against its data later: looking at the data copies it.
-    return is_tensor and math.prod(spec.image.tensor.shape) <= LIGHT_ELEMENTS
+    shape = spec.image.tensor.shape
+    # By its shape, which is held against its data later: looking at the data copies it. The product of a
+    # million sizes would take minutes.
+    return is_tensor and len(shape) <= MAX_RANK and math.prod(shape) <= LIGHT_ELEMENTS
 
 
 def prepare(

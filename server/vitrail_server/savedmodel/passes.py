@@ -95,7 +95,7 @@ def spell_out_batch_norms(graph: FlatGraph) -> FlatGraph:
     uses = graph.uses()
     nodes, constants = dict(graph.nodes), dict(graph.constants)
     for node in graph.nodes.values():
-        if not node.op.startswith("FusedBatchNorm") or node.attr["is_training"].b or not _channels_last(node):
+        if not node.op.startswith("FusedBatchNorm") or node.attr["is_training"].b or not channels_last(node):
             continue
         source = graph.nodes.get(first_output(node.input[0]))
         statistics = [graph.constants.get(first_output(each)) for each in node.input[1:5]]
@@ -113,8 +113,8 @@ def spell_out_batch_norms(graph: FlatGraph) -> FlatGraph:
         constants[f"{node.name}/factor"] = factor.astype(kind)
         constants[f"{node.name}/offset"] = (offset - mean * factor).astype(kind)
         scaled = f"{node.name}/scaled"
-        nodes[scaled] = _binary(scaled, "Mul", node, first_output(node.input[0]), f"{node.name}/factor")
-        nodes[node.name] = _binary(node.name, "AddV2", node, scaled, f"{node.name}/offset")
+        nodes[scaled] = binary(scaled, "Mul", node, first_output(node.input[0]), f"{node.name}/factor")
+        nodes[node.name] = binary(node.name, "AddV2", node, scaled, f"{node.name}/offset")
     return replace(graph, nodes=nodes, constants=constants)
 
 
@@ -123,15 +123,15 @@ def bias_adds(graph: FlatGraph) -> FlatGraph:
     uses = graph.uses()
     nodes, constants = dict(graph.nodes), dict(graph.constants)
     for node in in_order(graph):
-        if node.op not in ("Add", "AddV2", "Sub", "BiasAdd") or not _channels_last(node):
+        if node.op not in ("Add", "AddV2", "Sub", "BiasAdd") or not channels_last(node):
             continue
-        operands = _tensor_and_constant(node, constants)
+        operands = tensor_and_constant(node, constants)
         source = nodes.get(first_output(operands[0])) if operands else None
         if operands is None or source is None or source.op not in KERNELS | {"BiasAdd"}:
             continue
         reference, value = operands
         kernel = _kernel_behind(source, nodes)
-        vector = None if kernel is None else _per_channel(value, _channels(kernel, constants))
+        vector = None if kernel is None else per_channel(value, _channels(kernel, constants))
         if vector is None:
             continue
         if node.op == "Sub":
@@ -144,7 +144,7 @@ def bias_adds(graph: FlatGraph) -> FlatGraph:
             if before is not None:
                 reference, vector = source.input[0], before + vector
         constants[name] = vector
-        biased = _binary(node.name, "BiasAdd", node, reference, name)
+        biased = binary(node.name, "BiasAdd", node, reference, name)
         biased.attr["data_format"].s = b"NHWC"
         nodes[node.name] = biased
     return replace(graph, nodes=nodes, constants=constants)
@@ -156,7 +156,7 @@ def fold_scales(graph: FlatGraph) -> FlatGraph:
     nodes, constants = dict(graph.nodes), dict(graph.constants)
     names: dict[str, str] = {}
     for node in in_order(graph):
-        operands = _tensor_and_constant(node, constants) if node.op == "Mul" else None
+        operands = tensor_and_constant(node, constants) if node.op == "Mul" else None
         if operands is None:
             continue
         source = nodes.get(names.get(first_output(operands[0]), first_output(operands[0])))
@@ -166,7 +166,7 @@ def fold_scales(graph: FlatGraph) -> FlatGraph:
         kernel = _kernel_behind(source, nodes)
         if kernel is None or (biased is not None and uses[kernel.name] != 1):
             continue
-        factor = _per_channel(operands[1], _channels(kernel, constants))
+        factor = per_channel(operands[1], _channels(kernel, constants))
         if factor is None:
             continue
         if biased is not None:
@@ -190,7 +190,7 @@ def fold_pads(graph: FlatGraph) -> FlatGraph:
     """
     nodes = dict(graph.nodes)
     for node in graph.nodes.values():
-        if node.op != CONVOLUTION or not _channels_last(node):
+        if node.op != CONVOLUTION or not channels_last(node):
             continue
         pad = graph.nodes.get(first_output(node.input[0]))
         paddings = _zero_paddings(pad, graph.constants) if pad is not None else None
@@ -259,7 +259,7 @@ def _renamed(graph: FlatGraph, names: Mapping[str, str]) -> FlatGraph:
     )
 
 
-def _tensor_and_constant(node: Node, constants: Mapping[str, Array]) -> tuple[str, Array] | None:
+def tensor_and_constant(node: Node, constants: Mapping[str, Array]) -> tuple[str, Array] | None:
     """Return the reference of one operand and the value of the other; None unless exactly one is known."""
     if len(node.input) != 2:
         return None
@@ -282,14 +282,14 @@ def _kernel_behind(node: Node, nodes: Mapping[str, Node]) -> Node | None:
 def _channels(kernel: Node, constants: Mapping[str, Array]) -> int:
     """Return how many channels a kernel produces; 0 where that is not known, or they are not last."""
     value = constants.get(first_output(kernel.input[1]))
-    if value is None or not _channels_last(kernel) or len(kernel.input) != 2:
+    if value is None or not channels_last(kernel) or len(kernel.input) != 2:
         return 0
     if kernel.op == PRODUCT:
         return int(value.shape[0 if kernel.attr["transpose_b"].b else 1])
     return int(np.prod(value.shape[2:])) if kernel.op == DEPTHWISE else int(value.shape[3])
 
 
-def _per_channel(value: Array, channels: int) -> Array | None:
+def per_channel(value: Array, channels: int) -> Array | None:
     """Return a constant as one number per channel; None if it is not that."""
     if not channels or value.size not in (1, channels) or value.size != (value.shape or (1,))[-1]:
         return None
@@ -304,7 +304,8 @@ def _scaled(kernel: Node, value: Array, factor: Array) -> Array:
     return np.asarray(value * factor)
 
 
-def _channels_last(node: Node) -> bool:
+def channels_last(node: Node) -> bool:
+    """Return whether the last axis of a node's maps counts their channels, where it has any."""
     return "data_format" not in node.attr or node.attr["data_format"].s in (b"NHWC", b"")
 
 
@@ -312,7 +313,8 @@ def _dtype(node: Node) -> Any:
     return tf.as_dtype(node.attr["T"].type).as_numpy_dtype
 
 
-def _binary(name: str, operation: str, like: Node, first: str, second: str) -> Node:
+def binary(name: str, operation: str, like: Node, first: str, second: str) -> Node:
+    """Return an operation on two tensors of the type and on the device of another one."""
     node = tf.compat.v1.NodeDef(name=name, op=operation, device=like.device)
     node.input.extend([first, second])
     node.attr["T"].CopyFrom(like.attr["T"])

@@ -130,7 +130,8 @@ def test_what_is_not_one_factor_per_channel_stays(network: Network) -> None:
 
 def test_a_scale_of_two_branches_moves_into_both_kernels() -> None:
     def branches(image: Any) -> Any:
-        return (convolved(image) + convolved(image, numbers(1, 1, CHANNELS, MAPS))) * tf.constant(FACTOR)
+        both = [convolved(image), convolved(image, numbers(1, 1, CHANNELS, MAPS))]
+        return tf.add_n(both) * tf.constant(FACTOR)
 
     before, after = cheapened(branches)
     [products], [remaining] = (count(each, "Mul") for each in (before, after))
@@ -141,7 +142,8 @@ def test_slopes_that_are_needed_elsewhere_keep_their_scale() -> None:
     """Through the sum the image has slopes of its own."""
 
     def branches(image: Any) -> Any:
-        return (convolved(image, numbers(1, 1, CHANNELS, CHANNELS)) + image) * tf.constant(FACTOR[:CHANNELS])
+        both = [convolved(image, numbers(1, 1, CHANNELS, CHANNELS)), image]
+        return tf.add_n(both) * tf.constant(FACTOR[:CHANNELS])
 
     before, after = cheapened(branches)
     assert count(before, "Mul") == count(after, "Mul")

@@ -44,8 +44,11 @@ def measure(sides: Sides) -> Iterator[Figure]:
     image = sides.images(busy.name, 1)[0]
     say(f"serving {busy.name} while {loaded.name} is loaded")
     watching = ("--model-control-mode", "poll", "--repository-poll-secs", POLL_SECONDS)
-    # On all cores: what a load may use beside the device is part of the answer.
-    with repository_of([entry]) as repository, server(repository, None, *watching) as ready:
+    with (
+        repository_of([entry]) as repository,
+        # On all cores: what a load may use beside the device is part of the answer.
+        server(repository, sides.cores, *watching, confined=False) as ready,
+    ):
         served = ready()
         chunks(served, entry.name, image)
         quiet = [each for _ in range(QUIET_MAPS) for each in chunks(served, entry.name, image)]

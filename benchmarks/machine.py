@@ -36,11 +36,12 @@ def choose_cores(usable: Collection[int]) -> Cores:
     return Cores(model=max(usable, default=None), client=min(usable, default=None))
 
 
-def pin(process: int, core: int | None) -> None:
-    """Keep a process, all its threads and those that they will start, on one core."""
-    if sys.platform == "linux" and core is not None:
+def pin(process: int, *cores: int | None) -> None:
+    """Keep a process, all its threads and all that they will start, on these cores."""
+    known = {core for core in cores if core is not None}
+    if sys.platform == "linux" and known:
         for thread in Path(f"/proc/{process}/task").iterdir():
-            os.sched_setaffinity(int(thread.name), {core})
+            os.sched_setaffinity(int(thread.name), known)
 
 
 def processor_seconds(process: int) -> float | None:

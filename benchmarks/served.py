@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import vitrail
-from benchmarks.machine import peak_growth, pin, processor_seconds
+from benchmarks.machine import Cores, peak_growth, pin, processor_seconds
 from benchmarks.models import GRAY, IMAGE_INPUT, PROJECT
 from benchmarks.timing import Cost, Stopwatch
 from vitrail.v1 import explanation_pb2
@@ -292,10 +292,13 @@ class Served:
 
 
 @contextmanager
-def server(repository: Path, core: int | None, *arguments: str) -> Iterator[Callable[[], Served]]:
-    """Start a server for this repository on one core, and stop it when the block ends.
+def server(
+    repository: Path, cores: Cores, *arguments: str, confined: bool = True
+) -> Iterator[Callable[[], Served]]:
+    """Start a server for this repository, and stop it when the block ends.
 
-    Yields a function that waits until the models are loaded. Without a core it may use all of them.
+    Yields a function that waits until the models are loaded. For that the server has both cores; after it
+    only the model's, if it is `confined`.
     """
     grpc_port, metrics_port = _free_ports()
     address = f"127.0.0.1:{grpc_port}"
@@ -309,10 +312,17 @@ def server(repository: Path, core: int | None, *arguments: str) -> Iterator[Call
         *arguments,
     ]
     with LOG.open("w") as log, subprocess.Popen(command, stderr=log) as process:
-        pin(process.pid, core)
+        pin(process.pid, cores.model, cores.client)  # not the one that it has from this process
         served = Served(address, process.pid)
+
+        def ready() -> Served:
+            _wait(address, process)
+            if confined:
+                pin(process.pid, cores.model)
+            return served
+
         try:
-            yield lambda: _ready(served, address, process)
+            yield ready
         finally:
             served.close()
             process.terminate()
@@ -327,13 +337,14 @@ def _execution(explanation: vitrail.Explanation) -> str:
     return name.removeprefix("EXECUTION_").lower()
 
 
-def _ready(served: Served, address: str, process: "subprocess.Popen[bytes]") -> Served:
+def _wait(address: str, process: "subprocess.Popen[bytes]") -> None:
+    """Wait until the models are loaded."""
     end = time.monotonic() + STARTUP_SECONDS
     with vitrail.Client(address) as client:
         while time.monotonic() < end and process.poll() is None:
             try:
                 if client.ready(timeout=1.0):
-                    return served
+                    return
             except vitrail.VitrailError:
                 pass  # the port is not open yet
             time.sleep(0.5)

@@ -66,7 +66,7 @@ def sides(scale: Scale, cores: Cores, needs: Sequence[Needs]) -> Iterator[Sides]
     """Make what is missing, load the models on all sides, and end them when the block ends."""
     with ExitStack() as stack:
         raw = stack.enter_context(Remote(Raw))
-        # While the server loads on the model's core, the other sides load on the client's.
+        # All load at the same time; there is nothing to be measured yet.
         raw.pin(cores.client)
         models = {name: model for name in scale.models if (model := _model(name, raw))}
         here = replace(scale, cases=tuple(case for case in scale.cases if case.model in models))
@@ -74,7 +74,7 @@ def sides(scale: Scale, cores: Cores, needs: Sequence[Needs]) -> Iterator[Sides]
         ready = None
         if entries:
             repository = stack.enter_context(repository_of(entries))
-            ready = stack.enter_context(server(repository, cores.model))
+            ready = stack.enter_context(server(repository, cores))
         shapes = {}
         for model in models.values():
             say(f"loading {model.name}")

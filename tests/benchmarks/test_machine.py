@@ -2,10 +2,12 @@
 
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from benchmarks.machine import Cores, choose_cores, describe, processor_seconds
+from benchmarks.machine import Cores, choose_cores, describe, pin, processor_seconds, usable_cores
 
 
 @pytest.mark.parametrize(
@@ -42,3 +44,15 @@ def test_processor_time_of_a_process_grows_as_it_computes() -> None:
     # Unknown on some systems.
     while before is not None and (processor_seconds(os.getpid()) or 0.0) < before + 0.02:
         sum(range(10_000))
+
+
+def test_a_process_and_its_threads_are_kept_on_cores() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        usable = sorted(usable_cores())
+        for cores in (usable, usable[-1:]):
+            pin(process.pid, *cores)
+            for thread in Path(f"/proc/{process.pid}/task").iterdir():
+                assert os.sched_getaffinity(int(thread.name)) == set(cores)
+        pin(process.pid, None)
+        assert os.sched_getaffinity(process.pid) == {usable[-1]}
+        process.communicate(b"\n")

@@ -27,7 +27,10 @@ FORBIDDEN = {
         "threading",
         "prometheus_client",
     ),
-    "server/vitrail_server/runtime/scheduler.py": ("tensorflow", "grpc", "asyncio", "threading", "time"),
+    **{
+        f"server/vitrail_server/runtime/{policy}.py": ("tensorflow", "grpc", "asyncio", "threading", "time")
+        for policy in ("scheduler", "priority", "fairness", "timing", "ordered", "queueing", "entry")
+    },
     "server/vitrail_server/runtime": ("tensorflow", "keras", "grpc", "prometheus_client"),
     "server/vitrail_server/repository": ("tensorflow", "keras", "grpc", "prometheus_client", "threading"),
     "server/vitrail_server/savedmodel": ("grpc", "asyncio", "prometheus_client", "threading"),

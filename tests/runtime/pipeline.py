@@ -11,7 +11,8 @@ from itertools import count
 
 from fakes.runs import CostedProgram, CountedRun
 from runtime.simulation import ENDLESS, RESULT
-from vitrail_server.runtime.scheduler import DEFAULT_PRIORITY, Batch, Entry, Part, Scheduler
+from vitrail_server.runtime.entry import DEFAULT_PRIORITY, Batch, Entry, Part
+from vitrail_server.runtime.scheduler import Scheduler
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class Pipeline:
         self._give_back(part for part in ended.batch.parts if part not in ended.parts)
         rows = sum(map(len, ended.parts))
         for part in ended.parts:
-            part.entry.dry = False
+            self.scheduler.returned(part.entry)
             self.seconds[part.entry.caller] += seconds * len(part) / rows
             part.entry.run.absorb(part.work, RESULT)
             if part.entry.run.finished:
@@ -133,5 +134,5 @@ class Pipeline:
 
     def _give_back(self, parts: Iterable[Part]) -> None:
         for part in parts:
-            part.entry.dry = False
+            self.scheduler.returned(part.entry)
             part.entry.run.give_back(part.work)

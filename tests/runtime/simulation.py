@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fakes.runs import CostedProgram, CountedRun
-from vitrail_server.runtime.scheduler import DEFAULT_PRIORITY, Batch, Entry, Scheduler
+from vitrail_server.runtime.entry import DEFAULT_PRIORITY, Batch, Entry
+from vitrail_server.runtime.queueing import Queueing
+from vitrail_server.runtime.scheduler import Scheduler
 from vitrail_server.work import Result
 
 RESULT = Result(np.zeros((0, 1), np.float32))
@@ -33,6 +35,7 @@ class Simulation:
         *,
         priority: int = DEFAULT_PRIORITY,
         ends: float | None = None,
+        queueing: Queueing | None = None,
     ) -> Entry:
         """Let a Run of a caller arrive now."""
         entry = Entry(
@@ -42,6 +45,7 @@ class Simulation:
             arrived=self.now,
             priority=priority,
             ends=ends,
+            queueing=queueing,
         )
         self.entries.append(entry)
         self.scheduler.add(entry)

@@ -9,7 +9,7 @@ from fakes.canvas import Canvas
 from vitrail_server.events import BatchExecuted
 from vitrail_server.explainers.run import Run
 from vitrail_server.runtime.device import Device, Submission
-from vitrail_server.runtime.scheduler import DEFAULT_PRIORITY
+from vitrail_server.runtime.entry import DEFAULT_PRIORITY
 from vitrail_server.servable import Program
 from vitrail_server.work import Kind, Result, Rows
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from fakes.properties import examples
 from fakes.runs import CostedProgram, CountedRun
 from runtime.pipeline import Begun, Pipeline
-from vitrail_server.runtime.scheduler import AGEING, DEFAULT_PRIORITY, Entry
+from vitrail_server.runtime.entry import DEFAULT_PRIORITY, Entry
+from vitrail_server.runtime.priority import AGEING
 
 PROGRAMS = ((1, 0.5), (4, 0.125), (8, 2.0))
 """Batch sizes and seconds."""

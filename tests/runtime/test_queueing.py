@@ -13,8 +13,9 @@ from fakes.runs import CostedProgram, CountedRun
 from runtime.simulation import Simulation
 from vitrail.errors import DeadlineExceeded
 from vitrail_server.inference.run import InferenceRun
+from vitrail_server.runtime.entry import DEFAULT_PRIORITY, Batch, Entry
 from vitrail_server.runtime.queueing import Queueing, rows_to_run
-from vitrail_server.runtime.scheduler import DEFAULT_PRIORITY, Batch, Entry, Scheduler
+from vitrail_server.runtime.scheduler import Scheduler
 from vitrail_server.savedmodel.programs import predicted
 from vitrail_server.servable import Batching, QueuePolicy
 from vitrail_server.work import Kind, PredictRows
@@ -290,5 +291,5 @@ def test_levels_have_policies_and_queues_of_their_own() -> None:
 def test_a_request_that_failed_in_company_runs_alone_and_at_once() -> None:
     server = Server(Batching(max_queue_delay=100.0))
     entry, _ = server.ask(1), server.ask(1)
-    entry.alone = True
+    server.scheduler.isolate(entry)
     assert server.batches() == [1]

@@ -1,4 +1,7 @@
 import itertools
+import sys
+from collections.abc import Callable
+from types import FrameType
 
 import pytest
 from hypothesis import given
@@ -9,7 +12,11 @@ from fakes.properties import examples
 from fakes.runs import CostedProgram, CountedRun
 from runtime.simulation import ENDLESS, RESULT, Simulation
 from vitrail_server.explainers.run import Work
-from vitrail_server.runtime.scheduler import AGEING, Batch, Entry, Scheduler
+from vitrail_server.runtime.entry import Batch, Entry
+from vitrail_server.runtime.priority import AGEING
+from vitrail_server.runtime.queueing import Queueing
+from vitrail_server.runtime.scheduler import Scheduler
+from vitrail_server.servable import Batching, QueuePolicy
 
 
 def callers_of(batch: Batch) -> list[str]:
@@ -47,26 +54,28 @@ class TestBatches:
         simulation, program = Simulation(), CostedProgram(8, 1.0)
         for caller in "abc":
             simulation.arrive(caller, program, 1)
-        simulation.entries[1].alone = True
+        simulation.scheduler.isolate(simulation.entries[1])
         assert [callers_of(batch) for batch in simulation.steps(2)] == [["a", "c"], ["b"]]
 
     def test_a_run_that_must_be_alone_is_not_joined_when_it_comes_first(self) -> None:
         simulation, program = Simulation(), CostedProgram(8, 1.0)
-        simulation.arrive("a", program, 1).alone = True
+        simulation.scheduler.isolate(simulation.arrive("a", program, 1))
         simulation.arrive("b", program, 1)
         assert [callers_of(batch) for batch in simulation.steps(2)] == [["a"], ["b"]]
 
     def test_nothing_of_a_paused_run_until_it_goes_on(self) -> None:
         simulation, program = Simulation(), CostedProgram(1, 1.0)
         entry = simulation.arrive("a", program, 1)
-        entry.paused = True
+        simulation.scheduler.pause(entry, paused=True)
         assert simulation.step() is None
-        entry.paused = False
+        simulation.scheduler.pause(entry, paused=False)
         assert simulation.step() is not None
 
     def test_nothing_of_a_cancelled_run(self) -> None:
         simulation = Simulation()
-        simulation.arrive("a", CostedProgram(1, 1.0), 1).cancelled = True
+        entry = simulation.arrive("a", CostedProgram(1, 1.0), 1)
+        entry.cancelled = True
+        simulation.scheduler.remove(entry)
         assert simulation.step() is None
 
     def test_a_run_whose_rows_are_all_out_stops_nobody(self) -> None:
@@ -127,7 +136,7 @@ class Policy(RuleBasedStateMachine):
 
     @rule(entry=entries, paused=st.booleans())
     def pause(self, entry: Entry, *, paused: bool) -> None:
-        entry.paused = paused
+        self.scheduler.pause(entry, paused=paused)
 
     @rule(entry=consumes(entries))
     def cancel(self, entry: Entry) -> None:
@@ -312,9 +321,9 @@ class TestFairness:
         simulation, program = Simulation(), CostedProgram(4, 0.3)
         slow = simulation.arrive("slow", program)
         simulation.arrive("quick", program)
-        slow.paused = True
+        simulation.scheduler.pause(slow, paused=True)
         simulation.run_for(60)
-        slow.paused = False
+        simulation.scheduler.pause(slow, paused=False)
         before = dict(simulation.seconds)
         simulation.run_for(6)
         assert simulation.seconds["slow"] - before.get("slow", 0) == pytest.approx(3, abs=0.61)
@@ -322,9 +331,9 @@ class TestFairness:
     def test_a_paused_run_is_not_owed_by_the_other_runs_of_its_caller(self) -> None:
         simulation, program = Simulation(), CostedProgram(4, 0.3)
         slow, quick = simulation.arrive("a", program), simulation.arrive("a", program)
-        slow.paused = True
+        simulation.scheduler.pause(slow, paused=True)
         simulation.run_for(60)
-        slow.paused = False
+        simulation.scheduler.pause(slow, paused=False)
         before = run_of(quick).done
         simulation.run_for(6)
         assert run_of(slow).done == pytest.approx(run_of(quick).done - before, abs=8)
@@ -366,6 +375,26 @@ class TestFairness:
             simulation.arrive("a", program, 4)
             simulation.step()
         assert run_of(long).done >= 4 * 10
+
+    def test_who_fell_behind_goes_first_as_soon_as_the_longest_batch_is_short_enough(self) -> None:
+        """Of callers that had the same, the one whose Run was overtaken by more than a batch."""
+        simulation, slow, fast = Simulation(), CostedProgram(1, 4.0), CostedProgram(1, 0.125)
+        overtaken = [simulation.arrive(caller, program) for caller in "ab" for program in (slow, fast)][1]
+        assert [callers_of(batch) for batch in simulation.steps(4)] == [["a"], ["b"], ["a"], ["b"]]
+        simulation.scheduler.remove(simulation.entries[3])
+        newcomers = [simulation.arrive("b", fast), simulation.arrive("a", fast)]
+
+        def first() -> Entry:
+            batch = simulation.scheduler.next_batch(simulation.now)
+            assert batch is not None
+            simulation.scheduler.withdraw(batch)
+            for part in batch.parts:
+                part.entry.run.give_back(part.work)
+            return batch.parts[0].entry
+
+        assert first() is newcomers[0]
+        slow.seconds = 1.0
+        assert first() is overtaken
 
 
 class TestCharges:
@@ -452,9 +481,9 @@ class TestPriority:
         simulation, program = Simulation(), CostedProgram(4, 0.3)
         late = simulation.arrive("late", program, priority=5)
         simulation.arrive("urgent", program, priority=1)
-        late.paused = True
+        simulation.scheduler.pause(late, paused=True)
         simulation.run_for(60)
-        late.paused = False
+        simulation.scheduler.pause(late, paused=False)
         assert [callers_of(batch) for batch in simulation.steps(3)] == [["urgent"]] * 3
 
     @pytest.mark.parametrize("seconds", [0.3, 2.5])
@@ -519,7 +548,7 @@ class TestTimeBudget:
     def test_a_paused_run_stops_too(self) -> None:
         simulation = Simulation()
         entry = simulation.arrive("a", CostedProgram(4, 0.3), ends=1.0)
-        entry.paused = True
+        simulation.scheduler.pause(entry, paused=True)
         simulation.now = 0.8
         assert simulation.step() is None
         assert entry.run.finished
@@ -563,6 +592,73 @@ class TestMemory:
             simulation.step()
             most = max(most, remembered(simulation.scheduler) - len(simulation.scheduler))
         assert most <= 100
+
+
+class TestCost:
+    """A decision costs nothing for those who have no part in it: in calls, which are always the same."""
+
+    @pytest.mark.parametrize("callers", [1, 4, 10_000])
+    def test_a_decision(self, callers: int) -> None:
+        few, many = (calls_of_a_decision(outstanding, callers) for outstanding in (50, 1000))
+        assert many <= 1.1 * few
+
+    @pytest.mark.parametrize("callers", [1, 4, 10_000])
+    def test_a_decision_among_those_who_wait_for_company(self, callers: int) -> None:
+        few, many = (calls_of_a_decision(each, callers, queued=True) for each in (50, 1000))
+        assert many <= 1.1 * few
+
+    def test_a_decision_beside_those_who_are_paused(self) -> None:
+        few, many = (calls_of_a_decision(50, 10_000, paused=paused) for paused in (0, 1000))
+        assert many <= 1.1 * few
+
+
+def calls_of_a_decision(outstanding: int, callers: int, *, queued: bool = False, paused: int = 0) -> float:
+    """Return what a decision takes, with everything that a device asks around it.
+
+    So many Runs of a row each are outstanding, some of them of the same caller; who is served comes again.
+    """
+    simulation, program = Simulation(), CostedProgram(8, 0.3)
+    scheduler, batching = simulation.scheduler, Batching(default_queue_policy=QueuePolicy("DELAY", 1e6))
+
+    def arrive(number: int) -> Entry:
+        queueing = Queueing(program, batching, 0, 1, simulation.now) if queued else None
+        return simulation.arrive(str(number % callers), program, 1, ends=1e9, queueing=queueing)
+
+    def decide() -> None:
+        batch = scheduler.next_batch(simulation.now)
+        scheduler.expire(simulation.now)
+        assert not scheduler.timed_out
+        assert scheduler.waiting == outstanding - 7  # nobody asked the last of the batch for a second row
+        assert (scheduler.wakes(simulation.now) is not None) == queued
+        assert batch is not None
+        simulation.complete(batch, 0.3)
+
+    for number in range(outstanding):
+        arrive(number)
+    for number in range(paused):
+        scheduler.pause(arrive(outstanding + number), paused=True)
+    counts = []
+    for _ in range(300):
+        counts.append(calls(decide))
+        for part in simulation.batches[-1].parts:
+            arrive(int(part.entry.caller))
+    return sum(counts[150:]) / 150
+
+
+def calls(does: Callable[[], None]) -> int:
+    """Return how many functions are called."""
+    count = 0
+
+    def note(_frame: FrameType, event: str, _argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(note)
+    try:
+        does()
+    finally:
+        sys.setprofile(None)
+    return count
 
 
 def remembered(scheduler: Scheduler) -> int:

@@ -26,8 +26,8 @@ from vitrail_server.rpc.context import Caller
 from vitrail_server.rpc.images import SourceBox
 from vitrail_server.runtime.device import Submission
 from vitrail_server.runtime.devices import Devices
+from vitrail_server.runtime.entry import DEFAULT_PRIORITY
 from vitrail_server.runtime.lane import Lane
-from vitrail_server.runtime.scheduler import DEFAULT_PRIORITY
 from vitrail_server.servable import Description
 
 Message = pb.Plan | pb.Tile | pb.Summary

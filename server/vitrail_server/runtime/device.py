@@ -18,9 +18,10 @@ from typing import Any, Generic, Protocol, TypeVar
 from vitrail.errors import Internal, ResourceExhausted, Unavailable, VitrailError
 from vitrail_server.events import BatchExecuted, DeviceEvents
 from vitrail_server.explainers.run import Explanation, Plan, Run, Summary, Tile
+from vitrail_server.runtime.entry import DEFAULT_PRIORITY, Batch, Entry, Part
 from vitrail_server.runtime.lane import Lane
 from vitrail_server.runtime.queueing import Queueing
-from vitrail_server.runtime.scheduler import DEFAULT_PRIORITY, Batch, Entry, Part, Scheduler
+from vitrail_server.runtime.scheduler import Scheduler
 from vitrail_server.servable import Program
 from vitrail_server.wording import reason_of
 from vitrail_server.work import OutOfMemory, Result
@@ -110,7 +111,7 @@ class Submission(Generic[R]):
         """Return what is new for the reader, who has thereby caught up."""
         self._backlog = 0
         if self._entry.paused:
-            self._entry.paused = False
+            self._device.pause(self, paused=False)
             self._device.fill()
         return self.run.tiles()
 
@@ -133,7 +134,6 @@ class Submission(Generic[R]):
         """Take its rows of a batch back: computed (`outcome`), or to be done again (None)."""
         self._out -= 1
         entry = self._entry
-        entry.dry = False
         if entry.cancelled or entry.run.error:
             pass  # nobody asks for these rows any more
         elif outcome is None:
@@ -144,7 +144,7 @@ class Submission(Generic[R]):
             self.device_seconds += outcome.seconds * len(part) / outcome.rows
             self.batch_seconds += outcome.seconds
             self._backlog += 1
-            entry.paused = self._most is not None and self._backlog >= self._most
+            self._device.pause(self, paused=self._most is not None and self._backlog >= self._most)
             self._absorb(part, outcome.results[id(part)])
         self._settle()
 
@@ -314,6 +314,10 @@ class Device:
         self._submissions.pop(id(entry), None)
         self._report_queue()
 
+    def pause(self, submission: Submission[Any], *, paused: bool) -> None:
+        """Hand out no rows of this submission, which goes on, or hand out rows again."""
+        self._scheduler.pause(submission._entry, paused=paused)  # noqa: SLF001 - one mechanism, as above
+
     def fill(self) -> None:
         """Keep the device busy: called whenever there may be work that it could not take before."""
         while self._in_flight < IN_FLIGHT and not self._closed:
@@ -405,7 +409,7 @@ class Device:
             if len(batch.parts) > 1:
                 # One image may have made the whole batch fail: from now on each fails for itself only.
                 for part in batch.parts:
-                    part.entry.alone = True
+                    self._scheduler.isolate(part.entry)
                 self._again(dispatched)
             else:
                 owners[0].failed(_refusal(error))
@@ -424,10 +428,12 @@ class Device:
             self._events.batch_failed(kind, out_of_memory=True)
         _count(batch, owners, outcome)
         for part, owner in zip(batch.parts, owners, strict=True):
+            self._scheduler.returned(part.entry)
             owner.returned(part, outcome if id(part) in outcome.results else None)
 
     def _again(self, dispatched: _Dispatched) -> None:
         for part, owner in zip(dispatched.batch.parts, dispatched.owners, strict=True):
+            self._scheduler.returned(part.entry)
             owner.returned(part, None)
 
     def _report_queue(self) -> None:

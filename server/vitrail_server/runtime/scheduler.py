@@ -9,191 +9,46 @@ Who goes first is decided in this order:
    worth running, or there is room in somebody else's, they take part.
 1. Priority, 1 before 2. A priority whose Runs all wait gains one level every `AGEING` seconds, so a
    stream of more urgent work starves nobody.
-2. Within a priority the callers take turns, by the seconds of the device that each has had (`_Turns`).
+2. Within a priority the callers take turns, by the seconds of the device that each has had (`fairness.py`).
 3. The Runs of one caller take turns in the same way, and at last in the order of arrival.
 
 A batch is charged to its Runs when it is formed, by their share of its rows and the Program's measured
 seconds, and corrected when its real duration is known.
+
+The order is not made anew for every decision: it is kept, by priority, caller and Run, and whatever changes
+the state of a Run comes through here (`_note`), so that a decision costs what it changes.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from itertools import chain, count, islice
+from operator import attrgetter
 
 from vitrail.errors import DeadlineExceeded
-from vitrail_server.explainers.run import Run, Work
+from vitrail_server.explainers.run import Work
+from vitrail_server.runtime.entry import Batch, Entry, Part
+from vitrail_server.runtime.priority import Priority
 from vitrail_server.runtime.queueing import Queueing, rows_to_run
+from vitrail_server.runtime.timing import Timing
 from vitrail_server.servable import Program
 
-AGEING = 1.0
-"""Seconds of waiting that are worth one level of priority."""
-
-DEFAULT_PRIORITY = 100
-"""The priority of a request that names none."""
-
-
-_Rank = tuple[int, float]
-_Place = tuple[int, int, bool, _Rank, _Rank, float]
-
-
-@dataclass(slots=True, eq=False)
-class Turn:
-    """The place of one among its equals: of a caller among callers, of a Run among its caller's Runs."""
-
-    served: float = 0.0
-    """Seconds of the device that it was charged, on the scale of its equals' clock."""
-    fresh: bool = False
-    """It wants rows computed, and had none computed since it began to want."""
-
-
-@dataclass(slots=True, eq=False)
-class Entry:
-    """A Run among others: what the policy knows of it."""
-
-    run: Run
-    program: Program
-    caller: str
-    arrived: float
-    """When the request arrived, in seconds of the scheduler's clock."""
-    priority: int = DEFAULT_PRIORITY
-    ends: float | None = None
-    """When the time budget is spent, on the same clock. None: never."""
-    paused: bool = False
-    """Its reader is behind: it takes no more rows until that has caught up."""
-    alone: bool = False
-    """A batch with its rows failed: it shares no more batches, so that it can only fail alone."""
-    cancelled: bool = False
-    """Nobody wants it any more. Read on the device's thread too, where late is only wasteful."""
-    dry: bool = False
-    """It gave fewer rows than it was asked for: nothing waits until some of its rows come back."""
-    queueing: Queueing | None = None
-    """The terms on which an inference waits. None: it joins the next batch."""
-    begun: bool = False
-    """Some of its rows are or were in a batch: it waits for nothing but its turn."""
-    turn: Turn = field(default_factory=Turn)
-    """Its place among the Runs of its caller."""
-
-    @property
-    def queued(self) -> Queueing | None:
-        """The terms on which it still waits; None once it has begun, or has failed in company."""
-        return None if self.begun or self.alone else self.queueing
-
-    def expired(self, now: float) -> bool:
-        """Whether a batch that begins `now` would end after the time budget."""
-        return self.ends is not None and now + self.program.seconds > self.ends
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Part:
-    """The rows of one Run in a batch."""
-
-    entry: Entry
-    work: Work
-    charged: float
-    """Seconds of the device charged for it."""
-    was_begun: bool
-    """Whether its Run had begun before it."""
-    was_fresh: tuple[bool, bool]
-    """Whether its Run and its caller were fresh before it; see `Turn`."""
-
-    def __len__(self) -> int:
-        return len(self.work.tag)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Batch:
-    """Rows of several Runs for one call of one Program."""
-
-    program: Program
-    parts: tuple[Part, ...]
-    waited: Mapping[int, float]
-    """Since when the priorities served by it had waited for it."""
-
-    @property
-    def rows(self) -> int:
-        """How many of the program's rows are used."""
-        return sum(len(part) for part in self.parts)
-
-
-@dataclass(slots=True, eq=False)
-class _Turns:
-    """Fair queueing among equals (Demers, Keshav and Shenker, SIGCOMM 1989).
-
-    The clock says how many seconds each of the active ones should have had, so it advances by the
-    seconds computed over their number. Whoever begins to want (arrives, or goes on after a pause)
-    starts at the clock, neither owed for its absence nor in debt; whoever is ahead of the clock stays
-    active, and thereby known, until the clock has caught up, even if it has left.
-    """
-
-    clock: float = 0.0
-    active: set[Turn] = field(default_factory=set)
-
-    def want(self, turns: set[Turn]) -> None:
-        """Note who wants rows computed now."""
-        for turn in turns - self.active:
-            turn.served = max(turn.served, self.clock)
-            turn.fresh = True
-        self.active = turns | {turn for turn in self.active if turn.served > self.clock}
-
-    def rank(self, turn: Turn, batch: float) -> _Rank:
-        """Return the place of `turn` in the order, the lowest first; `batch` is the longest batch's seconds.
-
-        The first rows of somebody fresh come at once, but a stream of newcomers overtakes nobody by more
-        than a batch. Everybody else is served by who has had least.
-        """
-        if turn.served < self.clock - batch:
-            return 0, turn.served
-        return (1, 0.0) if turn.fresh else (2, turn.served)
-
-    def begin(self, turn: Turn) -> None:
-        """Let `turn` go first: nobody with rows to give has had less, so the clock is not behind it."""
-        self.clock = max(self.clock, turn.served)
-
-    def charge(self, turn: Turn, seconds: float) -> None:
-        """Charge `turn` for a part of a batch; a negative charge is a refund."""
-        turn.served += seconds
-        turn.fresh = False
-        self.clock += seconds / max(1, len(self.active))
-
-
-@dataclass(slots=True, eq=False)
-class _Caller:
-    turn: Turn = field(default_factory=Turn)
-    runs: _Turns = field(default_factory=_Turns)
-
-
-@dataclass(slots=True, eq=False)
-class _Priority:
-    waiting_since: float
-    """When it last got rows into a batch, or had none to give."""
-    turns: _Turns = field(default_factory=_Turns)
-    callers: dict[str, _Caller] = field(default_factory=dict)
-    """Those with Runs, and those that left ahead of the clock."""
-
-    def want(self, runs: Mapping[str, set[Turn]], now: float) -> None:
-        """Note which Runs of each caller want rows computed now, and forget who left and owes nothing."""
-        if not any(runs.values()):
-            self.waiting_since = now
-        for name, turns in runs.items():
-            self.callers[name].runs.want(turns)
-        self.turns.want({self.callers[name].turn for name, turns in runs.items() if turns})
-        self.callers = {
-            name: caller
-            for name, caller in self.callers.items()
-            if name in runs or caller.turn in self.turns.active
-        }
+_seconds = attrgetter("seconds")
 
 
 class Scheduler:
     """The Runs in progress and the order in which they are served."""
 
     def __init__(self) -> None:
-        self._entries: dict[Entry, None] = {}
-        """In the order of arrival; a dictionary, because most leave from the middle."""
-        self._timed: dict[Entry, None] = {}
-        """Those of them that time alone may end, or let begin: with a time budget, or in a queue."""
-        self._priorities: dict[int, _Priority] = {}
-        self._in_priority: Counter[int] = Counter()
+        self._entries: set[Entry] = set()
+        self._added = 0
+        self._priorities: dict[int, Priority] = {}
+        self._in_program: dict[Program, int] = {}
+        """How many Runs may be asked for rows of each program."""
+        self._waiting: set[Entry] = set()
+        """The Runs with rows that wait for a place in a batch."""
+        self._timing = Timing()
+        self._timed_out: dict[Entry, None] = {}
+        self._asked: dict[Entry, None] = {}
+        """The Runs that were asked for rows in this decision."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -201,31 +56,50 @@ class Scheduler:
     @property
     def waiting(self) -> int:
         """How many Runs have rows that wait for a place in a batch."""
-        return sum(not entry.dry and self._ready(entry) for entry in self._entries)
+        return len(self._waiting)
 
     @property
     def timed_out(self) -> list[Entry]:
         """The Runs that time alone has ended, and that nobody has removed yet."""
-        return [entry for entry in self._timed if entry.run.finished]
+        return list(self._timed_out)
 
     def add(self, entry: Entry) -> None:
         """Take in a Run; it may be served from the next batch on."""
-        self._entries[entry] = None
-        if entry.ends is not None or entry.queueing is not None:
-            self._timed[entry] = None
-        self._in_priority[entry.priority] += 1
-        priority = self._priorities.setdefault(entry.priority, _Priority(entry.arrived))
-        priority.callers.setdefault(entry.caller, _Caller())
+        entry.number = self._added
+        self._added += 1
+        self._entries.add(entry)
+        self._timing.add(entry)
+        if entry.priority not in self._priorities:
+            self._priorities[entry.priority] = Priority(entry.priority, entry.arrived)
+        self._priorities[entry.priority].add(entry)
+        self._note(entry)
 
     def remove(self, entry: Entry) -> None:
         """Forget a Run that is finished, failed or cancelled; forgetting it twice does nothing."""
         if entry not in self._entries:
             return
-        del self._entries[entry]
-        self._timed.pop(entry, None)
-        self._in_priority[entry.priority] -= 1
-        if not self._in_priority[entry.priority]:
-            del self._in_priority[entry.priority], self._priorities[entry.priority]
+        self._entries.remove(entry)
+        self._note(entry)
+        self._timing.remove(entry)
+        priority = self._priorities[entry.priority]
+        priority.remove(entry)
+        if not len(priority):
+            del self._priorities[entry.priority]
+
+    def pause(self, entry: Entry, *, paused: bool) -> None:
+        """Ask a Run for no more rows until its reader has caught up, or ask it again."""
+        entry.paused = paused
+        self._note(entry)
+
+    def isolate(self, entry: Entry) -> None:
+        """Let a Run share no more batches, because one with its rows failed."""
+        entry.alone = True
+        self._note(entry)
+
+    def returned(self, entry: Entry) -> None:
+        """Note that rows of a Run came back from the device, so that it may have others to give."""
+        entry.dry = False
+        self._note(entry)
 
     def next_batch(self, now: float) -> Batch | None:
         """Return the next batch, or None if no Run has rows to give.
@@ -233,58 +107,28 @@ class Scheduler:
         `now` is the time on the clock of `Entry.arrived`.
         """
         self.expire(now)
-        ready = [entry for entry in self._entries if self._ready(entry)]
-        self._note_who_wants(ready, now)
-        order = sorted(ready, key=self._rank(ready, now))
-        wait: set[int] = set()
-        for entry in order:
-            size = entry.program.batch_size  # once: running out of memory may halve it meanwhile
-            most = size
-            if entry.queued is not None:
-                if id(entry.program) in wait:
-                    continue
-                group = (each.queued for each in order if each.program is entry.program)
-                rows = rows_to_run((each for each in group if each is not None), size, now)
-                if rows is None:
-                    wait.add(id(entry.program))
-                    continue
-                most = rows
-            work = _take(entry, most)
-            if work is not None:
-                others = (each for each in order if each is not entry)
-                return self._filled(entry, work, others, size, most, now)
-        return None
+        batch = self._formed(_Once(self._in_order(now)), now)
+        for entry in self._asked:
+            self._note(entry)
+        self._asked.clear()
+        return batch
 
     def expire(self, now: float) -> None:
         """End what has no more time: a time budget is spent, or a queue's timeout has passed."""
-        for entry in self._timed:
-            if entry.expired(now):
-                entry.run.stop()
-            elif entry.queued is not None and entry.queued.rejected(now) and self._ready(entry):
-                entry.run.fail(DeadlineExceeded("Request timeout expired"))
+        for entry in self._timing.overdue(now):
+            entry.run.stop()
+            self._note(entry)
+        for entry in self._timing.rejected(now):
+            entry.run.fail(DeadlineExceeded("Request timeout expired"))
+            self._note(entry)
 
     def wakes(self, now: float) -> float | None:
         """Return when the answer of `expire` or `next_batch` may change by itself; None: never."""
-        times = []
-        for entry in self._timed:
-            if entry.queued is not None and self._ready(entry):
-                times += [entry.queued.times_out, entry.queued.wants_company_until]
-        return min((each for each in times if each is not None and each > now), default=None)
+        return self._timing.wakes(now)
 
     def full(self, queueing: Queueing) -> bool:
         """Whether the queue that a request would wait in has no room left."""
-        most = queueing.policy.max_queue_size
-        return (
-            0
-            < most
-            <= sum(
-                entry.queued is not None
-                and entry.queued.queue is queueing.queue
-                and entry.queued.level == queueing.level
-                and self._ready(entry)
-                for entry in self._timed
-            )
-        )
+        return 0 < queueing.policy.max_queue_size <= self._timing.size(queueing)
 
     def withdraw(self, batch: Batch) -> None:
         """Forget a batch that has not begun, so that the next decision is made afresh.
@@ -292,10 +136,11 @@ class Scheduler:
         Who was first in it is so again, unless somebody comes before. The rows are given back by the caller.
         """
         for part in reversed(batch.parts):  # the first of a caller's Runs knows whether the caller was fresh
-            self._charge(part.entry, -part.charged)
-            part.entry.begun = part.was_begun
-            if place := self._place(part.entry):
-                part.entry.turn.fresh, place[1].turn.fresh = part.was_fresh
+            entry = part.entry
+            if (priority := self._priorities.get(entry.priority)) is not None:
+                priority.refund(entry, part.charged, part.was_fresh)
+            entry.begun = part.was_begun
+            self._note(entry)
         for number, since in batch.waited.items():
             if number in self._priorities:
                 self._priorities[number].waiting_since = since
@@ -304,6 +149,38 @@ class Scheduler:
         """Correct what was charged for `batch` to the `seconds` it really took."""
         for part in batch.parts:
             self._charge(part.entry, seconds * len(part) / batch.rows - part.charged)
+
+    def _in_order(self, now: float) -> Iterator[Entry]:
+        """Return the Runs that may be asked for rows, in the order in which they are served."""
+        longest = max(map(_seconds, self._in_program), default=0.0)
+        for entry in self._timing.delayed(now):
+            self._priorities[entry.priority].set_delayed(entry, delayed=True)
+        for priority in self._priorities.values():
+            priority.look(now, longest)
+        by_level = sorted(self._priorities.values(), key=lambda each: (each.level(now), each.number))
+        return chain.from_iterable(each.in_order() for each in by_level)
+
+    def _formed(self, order: Iterable[Entry], now: float) -> Batch | None:
+        """Return a batch for the first who has rows to give, and for whom it is worth running."""
+        wait: set[Program] = set()
+        for entry in order:
+            program = entry.program
+            size = program.batch_size  # once: running out of memory may halve it meanwhile
+            most = size
+            if entry.queued is not None:
+                if program in wait:
+                    continue
+                group = (each.queued for each in self._sharing(order, program))
+                rows = rows_to_run((each for each in group if each is not None), size, now)
+                if rows is None:
+                    wait.add(program)
+                    continue
+                most = rows
+            work = self._take(entry, most)
+            if work is not None:
+                others = (each for each in self._sharing(order, program) if each is not entry)
+                return self._filled(entry, work, others, size, most, now)
+        return None
 
     def _filled(
         self, first: Entry, work: Work, others: Iterable[Entry], size: int, most: int, now: float
@@ -316,15 +193,13 @@ class Scheduler:
             if free <= 0 or first.alone:
                 break
             room = min(free, waited) if entry.queued is not None and first.queued is not None else free
-            if room > 0 and entry.program is program and not entry.alone:
-                more = _take(entry, room)
+            if room > 0 and not entry.alone:
+                more = self._take(entry, room)
                 if more is not None:
                     chosen.append((entry, more))
                     free -= len(more.tag)
                     waited -= len(more.tag) if entry.queued is not None else 0
-        caller = self._priorities[first.priority].callers[first.caller]
-        caller.runs.begin(first.turn)
-        self._priorities[first.priority].turns.begin(caller.turn)
+        self._priorities[first.priority].begin(first)
         parts = []
         since = {entry.priority: self._priorities[entry.priority].waiting_since for entry, _ in chosen}
         for entry, rows in chosen:
@@ -337,66 +212,64 @@ class Scheduler:
             entry.begun = True
         return Batch(program, tuple(parts), since)
 
+    def _sharing(self, order: Iterable[Entry], program: Program) -> Iterator[Entry]:
+        """Yield the Runs with rows for `program`, and look no further than the last of them."""
+        return islice((each for each in order if each.program is program), self._in_program[program])
+
+    def _take(self, entry: Entry, rows: int) -> Work | None:
+        """Take at most `rows` rows from a Run; None if it has none to give."""
+        self._asked[entry] = None
+        work = entry.run.take(rows)
+        found = work if isinstance(work, Work) else None
+        entry.dry = found is None or len(found.tag) < rows
+        return found
+
     def _charge(self, entry: Entry, seconds: float) -> None:
-        if place := self._place(entry):
-            priority, caller = place
-            caller.runs.charge(entry.turn, seconds)
-            priority.turns.charge(caller.turn, seconds)
+        if (priority := self._priorities.get(entry.priority)) is not None:
+            priority.charge(entry, seconds)
 
-    def _place(self, entry: Entry) -> tuple[_Priority, _Caller] | None:
-        """Return the priority and the caller of a Run; None if they are forgotten."""
-        priority = self._priorities.get(entry.priority)
-        caller = priority.callers.get(entry.caller) if priority else None
-        return (priority, caller) if priority and caller else None
+    def _note(self, entry: Entry) -> None:
+        """Bring what is kept about a Run up to date: called whenever its state may have changed."""
+        here, finished = entry in self._entries, entry.run.finished
+        ready = here and not (entry.paused or finished)
+        if ready != entry.turn.wants:
+            self._priorities[entry.priority].set_ready(entry, ready=ready)
+            self._count(entry.program, 1 if ready else -1)
+        if entry.queueing is not None:
+            if ready and entry.queued is not None:
+                self._timing.enqueue(entry, entry.queueing)
+            elif self._timing.dequeue(entry):
+                self._priorities[entry.priority].set_delayed(entry, delayed=False)
+        if ready and not entry.dry:
+            self._waiting.add(entry)
+        else:
+            self._waiting.discard(entry)
+        if here and finished and (entry.ends is not None or entry.queueing is not None):
+            self._timed_out[entry] = None
+        else:
+            self._timed_out.pop(entry, None)
 
-    def _ready(self, entry: Entry) -> bool:
-        return not (entry.paused or entry.cancelled or entry.run.finished)
-
-    def _note_who_wants(self, ready: Sequence[Entry], now: float) -> None:
-        wanting: dict[int, dict[str, set[Turn]]] = {number: {} for number in self._priorities}
-        for entry in self._entries:
-            callers = wanting[entry.priority]
-            if entry.caller not in callers:
-                callers[entry.caller] = set()
-        for entry in ready:
-            wanting[entry.priority][entry.caller].add(entry.turn)
-        for number, callers in wanting.items():
-            self._priorities[number].want(callers, now)
-
-    def _rank(self, ready: Sequence[Entry], now: float) -> Callable[[Entry], _Place]:
-        longest = max((entry.program.seconds for entry in ready), default=0.0)
-        shared: dict[tuple[int, str], tuple[int, _Rank, _Turns]] = {}
-
-        def of_caller(entry: Entry) -> tuple[int, _Rank, _Turns]:
-            """Return what is the same for all Runs of a caller: level, rank, and the turns among them."""
-            key = entry.priority, entry.caller
-            if (found := shared.get(key)) is None:
-                priority = self._priorities[entry.priority]
-                caller = priority.callers[entry.caller]
-                found = shared[key] = (
-                    entry.priority - int((now - priority.waiting_since) / AGEING),
-                    priority.turns.rank(caller.turn, longest),
-                    caller.runs,
-                )
-            return found
-
-        def rank(entry: Entry) -> _Place:
-            level, of_callers, turns = of_caller(entry)
-            return (
-                level,
-                entry.priority,
-                entry.queued is not None and entry.queued.delayed(now),
-                of_callers,
-                turns.rank(entry.turn, longest),
-                entry.arrived,
-            )
-
-        return rank
+    def _count(self, program: Program, change: int) -> None:
+        """Note that one Run more, or less, may be asked for rows of `program`."""
+        total = self._in_program.get(program, 0) + change
+        if total:
+            self._in_program[program] = total
+        else:
+            del self._in_program[program]
 
 
-def _take(entry: Entry, rows: int) -> Work | None:
-    """Take at most `rows` rows from a Run; None if it has none to give."""
-    work = entry.run.take(rows)
-    found = work if isinstance(work, Work) else None
-    entry.dry = found is None or len(found.tag) < rows
-    return found
+class _Once:
+    """What an iterator yields, as often as it is asked for, without asking the iterator twice or too far."""
+
+    def __init__(self, rest: Iterator[Entry]) -> None:
+        self._seen: list[Entry] = []
+        self._rest = rest
+
+    def __iter__(self) -> Iterator[Entry]:
+        for place in count():
+            if place == len(self._seen):
+                following = next(self._rest, None)
+                if following is None:
+                    return
+                self._seen.append(following)
+            yield self._seen[place]

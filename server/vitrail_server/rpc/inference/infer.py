@@ -27,9 +27,9 @@ from vitrail_server.rpc.inference.turns import Turn, Turns
 from vitrail_server.rpc.refusals import told
 from vitrail_server.runtime.device import Submission
 from vitrail_server.runtime.devices import Devices
+from vitrail_server.runtime.entry import DEFAULT_PRIORITY
 from vitrail_server.runtime.lane import Lane
 from vitrail_server.runtime.queueing import Queueing
-from vitrail_server.runtime.scheduler import DEFAULT_PRIORITY
 from vitrail_server.servable import Description, Servable
 from vitrail_server.wording import printable
 

@@ -25,7 +25,8 @@ ENV PATH=/opt/vitrail/bin:$PATH \
 EXPOSE 8001 8002
 VOLUME /models
 STOPSIGNAL SIGTERM
-# Loading large models takes a while; until then the server is up and NOT_SERVING.
+# Loading large models takes a while; until then the server is up and NOT_SERVING. With mutual TLS the check
+# needs a certificate: docker run --health-cmd "vitrail-healthcheck --cert FILE --key FILE".
 HEALTHCHECK --interval=10s --timeout=3s --start-period=120s CMD ["vitrail-healthcheck"]
 CMD ["vitrail-server"]
 

@@ -1,6 +1,5 @@
-"""What `vitrail-server` and `vitrail-healthcheck` say when something is wrong: one line, and a status."""
+"""What `vitrail-server` says when something is wrong: one line, and a status."""
 
-import asyncio
 import socket
 import sys
 from collections.abc import Callable
@@ -8,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fakes.serving import ADDRESS, Offer, served
-from fakes.wide import Plain
-from vitrail_server import cli, healthcheck
+from fakes.serving import ADDRESS
+from vitrail_server import cli
 
 LOCAL = ("--grpc-address", ADDRESS, "--metrics-address", ADDRESS, "--grpc-port", "0", "--metrics-port", "0")
 
@@ -85,47 +83,4 @@ def test_a_wrong_setting(tmp_path: Path, ends: Ends) -> None:
     assert ends(tmp_path, "--grpc-port", "http") == (
         2,
         ["vitrail-server: error: argument --grpc-port: 'http' is not a whole number"],
-    )
-
-
-async def check_health(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
-    """Run `vitrail-healthcheck` and return its status."""
-    monkeypatch.setattr(sys, "argv", ["vitrail-healthcheck", *arguments])
-    with pytest.raises(SystemExit) as caught:
-        await asyncio.to_thread(healthcheck.main)
-    return caught.value.code
-
-
-async def test_health_is_checked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    async with served(tmp_path, {"m": Offer(model=Plain((2, 2, 1), 1))}, load=False) as running:
-        asked = ("--server", running.target)
-        statuses = [await check_health(monkeypatch, *asked)]
-        await running.server.load()
-        statuses.append(await check_health(monkeypatch, *asked))
-        statuses.append(await check_health(monkeypatch, *asked, "--service", "models/m"))
-        statuses.append(await check_health(monkeypatch, *asked, "--service", "models/n"))
-        monkeypatch.setenv("VITRAIL_GRPC_PORT", str(running.server.grpc_port))
-        statuses.append(await check_health(monkeypatch))
-    statuses.append(await check_health(monkeypatch, *asked))
-    said = capsys.readouterr()
-
-    assert statuses == [1, 0, 0, 1, 0, 1]
-    assert said.out.split() == ["NOT_SERVING", "SERVING", "SERVING", "SERVING"]
-    not_found, gone = said.err.splitlines()
-    assert not_found == (
-        "vitrail-healthcheck: NOT_FOUND: nothing is called 'models/n': ask for '', a service or models/NAME"
-    )
-    assert gone.startswith("vitrail-healthcheck: UNAVAILABLE: ")
-
-
-async def test_a_port_in_the_environment_that_is_none(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("VITRAIL_GRPC_PORT", "tcp://10.0.0.1:8001")
-
-    assert await check_health(monkeypatch) == 2
-    assert capsys.readouterr().err.endswith(
-        "environment variable VITRAIL_GRPC_PORT: 'tcp://10.0.0.1:8001' is not a whole number\n"
     )

@@ -1,5 +1,7 @@
+import gc
 import itertools
 import sys
+import weakref
 from collections.abc import Callable
 from types import FrameType
 
@@ -592,6 +594,18 @@ class TestMemory:
             simulation.step()
             most = max(most, remembered(simulation.scheduler) - len(simulation.scheduler))
         assert most <= 100
+
+    def test_a_run_that_left_is_gone_though_its_caller_is_remembered(self) -> None:
+        """It has an image, and its caller may be ahead of the clock for long."""
+        simulation, program = Simulation(), CostedProgram(4, 0.3)
+        simulation.arrive("stays", program)
+        simulation.arrive("left", program, 4)
+        assert [callers_of(batch) for batch in simulation.steps(2)] == [["stays"], ["left"]]
+        run = weakref.ref(simulation.entries.pop().run)
+        simulation.batches.clear()
+        gc.collect()
+        assert remembered(simulation.scheduler) == 2
+        assert run() is None
 
 
 class TestCost:

@@ -12,7 +12,7 @@ that a decision costs nothing for those whom it does not concern.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from vitrail_server.runtime.ordered import Ordered
 
@@ -35,62 +35,59 @@ class Turn:
     """It wants rows computed now, which counts from the next decision on."""
     tie: Any = None
     """Its place among those with the same rank. None: it has no place, whatever its rank."""
+    of: Any = None
+    """Whose turn it is. None: it has left, and nothing of it is kept but how much it was served."""
 
 
-class Member(Protocol):
-    """One of the equals."""
-
-    turn: Turn
+T = TypeVar("T")
 
 
-M = TypeVar("M", bound=Member)
-
-
-class Turns(Generic[M]):
-    """The turns of equals. Whoever changes a `Turn` from outside says so (`touch`)."""
+class Turns(Generic[T]):
+    """The turns of equals, who are T. Whoever changes a `Turn` from outside says so (`touch`)."""
 
     def __init__(self) -> None:
         self._clock = 0.0
-        self._active: set[M] = set()
-        self._touched: dict[M, None] = {}
-        self._waiting: Ordered[M] = Ordered()
+        self._active: set[Turn] = set()
+        self._touched: dict[Turn, None] = {}
+        self._waiting: Ordered[Turn] = Ordered()
         """Those with a place, by what they have had."""
-        self._fresh: Ordered[M] = Ordered()
+        self._fresh: Ordered[Turn] = Ordered()
         """The fresh ones of them, by their ties alone."""
-        self._ahead: Ordered[M] = Ordered()
+        self._ahead: Ordered[Turn] = Ordered()
         """The active ones that want nothing, by what they have had."""
 
-    def __contains__(self, member: M) -> bool:
+    def __contains__(self, turn: Turn) -> bool:
         """Whether it is active."""
-        return member in self._active
+        return turn in self._active
 
     @property
     def behind(self) -> bool:
         """Whether somebody with a place has had less than the clock says."""
-        return self._waiting.below(self._clock) > 0
+        lowest = self._waiting.lowest
+        return lowest is not None and lowest < self._clock
 
-    def touch(self, member: M) -> None:
-        """Have a look at a member before the next decision."""
-        self._touched[member] = None
+    def touch(self, turn: Turn) -> None:
+        """Have a look at a turn before the next decision."""
+        self._touched[turn] = None
 
-    def look(self) -> list[M]:
+    def look(self) -> list[Turn]:
         """Note who wants rows computed now; return who has become inactive."""
         gone = []
-        for member in self._touched:
-            if member.turn.wants:
-                self._place(member)
-            elif member in self._active:
-                self._waiting.drop(member)
-                self._fresh.drop(member)
-                if member.turn.served > self._clock:
-                    self._ahead.put(member, member.turn.served, id(member))
+        for turn in self._touched:
+            if turn.wants:
+                self._place(turn)
+            elif turn in self._active:
+                self._waiting.drop(turn)
+                self._fresh.drop(turn)
+                if turn.served > self._clock:
+                    self._ahead.put(turn, turn.served, id(turn))
                 else:
-                    self._ahead.drop(member)
-                    gone.append(member)
+                    self._ahead.drop(turn)
+                    gone.append(turn)
         self._touched.clear()
-        for member in self._ahead.until(self._clock):
-            self._ahead.drop(member)
-            gone.append(member)
+        for turn in self._ahead.until(self._clock):
+            self._ahead.drop(turn)
+            gone.append(turn)
         self._active.difference_update(gone)
         return gone
 
@@ -104,44 +101,43 @@ class Turns(Generic[M]):
             return 0, turn.served
         return (1, 0.0) if turn.fresh else (2, turn.served)
 
-    def in_order(self, batch: float) -> Iterator[tuple[Place, M]]:
+    def in_order(self, batch: float) -> Iterator[tuple[Place, T]]:
         """Yield those with a place by rank, as `rank` says, and by tie."""
         overtaken = self._waiting.below(self._clock - batch)
-        for served, tie, member in self._waiting.between(0, overtaken):
-            yield ((0, served), tie), member
-        for _, tie, member in self._fresh.between(0, None):
-            if member.turn.served >= self._clock - batch:
-                yield ((1, 0.0), tie), member
-        for served, tie, member in self._waiting.between(overtaken, None):
-            if not member.turn.fresh:
-                yield ((2, served), tie), member
+        for served, tie, turn in self._waiting.between(0, overtaken):
+            yield ((0, served), tie), turn.of
+        for _, tie, turn in self._fresh.between(0, None):
+            if turn.served >= self._clock - batch:
+                yield ((1, 0.0), tie), turn.of
+        for served, tie, turn in self._waiting.between(overtaken, None):
+            if not turn.fresh:
+                yield ((2, served), tie), turn.of
 
-    def begin(self, member: M) -> None:
-        """Let `member` go first: nobody with rows to give has had less, so the clock is not behind it."""
-        self._clock = max(self._clock, member.turn.served)
+    def begin(self, turn: Turn) -> None:
+        """Let `turn` go first: nobody with rows to give has had less, so the clock is not behind it."""
+        self._clock = max(self._clock, turn.served)
 
-    def charge(self, member: M, seconds: float) -> None:
-        """Charge `member` for a part of a batch; a negative charge is a refund."""
-        member.turn.served += seconds
-        member.turn.fresh = False
+    def charge(self, turn: Turn, seconds: float) -> None:
+        """Charge `turn` for a part of a batch; a negative charge is a refund."""
+        turn.served += seconds
+        turn.fresh = False
         self._clock += seconds / max(1, len(self._active))
-        self.touch(member)
+        self.touch(turn)
 
-    def _place(self, member: M) -> None:
-        """Put a member that wants rows computed where it belongs."""
-        turn = member.turn
-        if member in self._active:
-            self._ahead.drop(member)
+    def _place(self, turn: Turn) -> None:
+        """Put a turn that wants rows computed where it belongs."""
+        if turn in self._active:
+            self._ahead.drop(turn)
         else:
-            self._active.add(member)
+            self._active.add(turn)
             turn.served = max(turn.served, self._clock)
             turn.fresh = True
         if turn.tie is None:
-            self._waiting.drop(member)
-            self._fresh.drop(member)
+            self._waiting.drop(turn)
+            self._fresh.drop(turn)
             return
-        self._waiting.put(member, turn.served, turn.tie)
+        self._waiting.put(turn, turn.served, turn.tie)
         if turn.fresh:
-            self._fresh.put(member, 0.0, turn.tie)
+            self._fresh.put(turn, 0.0, turn.tie)
         else:
-            self._fresh.drop(member)
+            self._fresh.drop(turn)

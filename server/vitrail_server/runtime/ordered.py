@@ -25,6 +25,11 @@ class Ordered(Generic[T]):
     def __len__(self) -> int:
         return len(self._items)
 
+    @property
+    def lowest(self) -> float | None:
+        """The lowest value; None: there is nothing."""
+        return self._items[0][0] if self._items else None
+
     def put(self, thing: T, value: float, tie: Any) -> None:
         """Take a thing in, or give it another place."""
         item = value, tie, thing

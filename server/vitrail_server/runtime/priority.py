@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from heapq import heappop, heappush, heapreplace
+from heapq import heappop, heappush
+from itertools import islice
 
 from vitrail_server.runtime.entry import Entry
 from vitrail_server.runtime.fairness import Place, Rank, Turn, Turns
@@ -25,6 +26,8 @@ class Caller:
     """How many Runs it has."""
     ready: int = 0
     """How many of them may be asked for rows."""
+    first: Entry | None = None
+    """The first of them in order; None: none has a place."""
 
 
 class Priority:
@@ -61,9 +64,11 @@ class Priority:
         caller = self.callers.get(entry.caller)
         if caller is None:
             caller = self.callers[entry.caller] = Caller(entry.caller)
+            caller.turn.of = caller
         caller.entries += 1
         self._entries += 1
         entry.turn.tie = entry.arrived, entry.number
+        entry.turn.of = entry
         self._touched[caller] = None
 
     def remove(self, entry: Entry) -> None:
@@ -74,6 +79,9 @@ class Priority:
         self._touched[caller] = None
         if not caller.entries:
             self._left[caller] = None
+        entry.turn.of = None  # the turn may be remembered for long, but not what has an image
+        if caller.first is entry:
+            caller.first = None
 
     def set_ready(self, entry: Entry, *, ready: bool) -> None:
         """Note whether a Run may be asked for rows, which was not so before."""
@@ -84,7 +92,7 @@ class Priority:
         self._touch(caller, entry)
         if caller.turn.wants != (caller.ready > 0):
             caller.turn.wants = caller.ready > 0
-            self.turns.touch(caller)
+            self.turns.touch(caller.turn)
 
     def set_delayed(self, entry: Entry, *, delayed: bool) -> None:
         """Note whether a Run comes after all that are not delayed."""
@@ -100,14 +108,14 @@ class Priority:
     def begin(self, entry: Entry) -> None:
         """Let a Run and its caller go first."""
         caller = self.callers[entry.caller]
-        caller.runs.begin(entry)
-        self.turns.begin(caller)
+        caller.runs.begin(entry.turn)
+        self.turns.begin(caller.turn)
 
     def charge(self, entry: Entry, seconds: float) -> None:
         """Charge a Run and its caller, if that is still known, for a part of a batch."""
         if (caller := self.callers.get(entry.caller)) is not None:
-            caller.runs.charge(entry, seconds)
-            self.turns.charge(caller, seconds)
+            caller.runs.charge(entry.turn, seconds)
+            self.turns.charge(caller.turn, seconds)
             self._touched[caller] = None
 
     def refund(self, entry: Entry, seconds: float, fresh: tuple[bool, bool]) -> None:
@@ -129,29 +137,32 @@ class Priority:
         for caller in self._touched:
             self._look_at(caller)
         self._touched.clear()
-        for caller in (*self.turns.look(), *self._left):
-            if not caller.entries and caller not in self.turns:
+        inactive = [turn.of for turn in self.turns.look()]
+        for caller in (*inactive, *self._left):
+            if not caller.entries and caller.turn not in self.turns:
                 self.callers.pop(caller.name, None)
         self._left.clear()
 
     def in_order(self) -> Iterator[Entry]:
         """Yield the Runs that were ready when it looked, by the turns of callers and Runs, delayed ones last.
 
-        Each caller is opened when the first of its Runs is due: whoever asks for a few pays for a few.
+        The first Run of each caller is known; the others are looked up once that was taken, so whoever asks
+        for a few pays for a few.
         """
         opened: _Opened = []
         for place, caller in self.turns.in_order(self._longest):
             while opened and opened[0][0] < place:
                 yield _next(opened)
-            runs = caller.runs.in_order(self._longest)
-            _, first = next(runs)
-            heappush(opened, (place, first, runs))
+            if caller.first is not None:
+                yield caller.first
+            if caller.ready > 1:
+                _open(opened, place[0], islice(caller.runs.in_order(self._longest), 1, None))
         while opened:
             yield _next(opened)
         yield from sorted(self._delayed, key=self._place)
 
     def _touch(self, caller: Caller, entry: Entry) -> None:
-        caller.runs.touch(entry)
+        caller.runs.touch(entry.turn)
         self._touched[caller] = None
 
     def _look_at(self, caller: Caller) -> None:
@@ -159,10 +170,10 @@ class Priority:
         if not caller.entries:
             return
         caller.runs.look()
-        first, _ = next(caller.runs.in_order(self._longest), (None, None))
-        if first != caller.turn.tie:
-            caller.turn.tie = first
-            self.turns.touch(caller)
+        place, caller.first = next(caller.runs.in_order(self._longest), (None, None))
+        if place != caller.turn.tie:
+            caller.turn.tie = place
+            self.turns.touch(caller.turn)
         if caller.runs.behind:
             self._behind[caller] = None
 
@@ -172,12 +183,15 @@ class Priority:
         return of_caller, caller.runs.rank(entry.turn, self._longest), entry.arrived, entry.number
 
 
-def _next(opened: _Opened) -> Entry:
-    """Return the first Run of the callers that are opened, and put the next of its caller in its place."""
-    (of_caller, _), entry, runs = opened[0]
+def _open(opened: _Opened, of_caller: Rank, runs: Iterator[tuple[Place, Entry]]) -> None:
+    """Let the next Run of a caller take part, if there is one."""
     following = next(runs, None)
-    if following is None:
-        heappop(opened)
-    else:
-        heapreplace(opened, ((of_caller, following[0]), following[1], runs))
+    if following is not None:
+        heappush(opened, ((of_caller, following[0]), following[1], runs))
+
+
+def _next(opened: _Opened) -> Entry:
+    """Return the first of the Runs that take part, and let the next of its caller do so."""
+    (of_caller, _), entry, runs = heappop(opened)
+    _open(opened, of_caller, runs)
     return entry

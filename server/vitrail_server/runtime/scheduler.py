@@ -20,7 +20,8 @@ the state of a Run comes through here (`_note`), so that a decision costs what i
 """
 
 from collections.abc import Iterable, Iterator
-from itertools import chain, count, islice
+from copy import copy
+from itertools import chain, islice, tee
 from operator import attrgetter
 
 from vitrail.errors import DeadlineExceeded
@@ -261,15 +262,8 @@ class Scheduler:
 class _Once:
     """What an iterator yields, as often as it is asked for, without asking the iterator twice or too far."""
 
-    def __init__(self, rest: Iterator[Entry]) -> None:
-        self._seen: list[Entry] = []
-        self._rest = rest
+    def __init__(self, entries: Iterator[Entry]) -> None:
+        (self._entries,) = tee(entries, 1)
 
     def __iter__(self) -> Iterator[Entry]:
-        for place in count():
-            if place == len(self._seen):
-                following = next(self._rest, None)
-                if following is None:
-                    return
-                self._seen.append(following)
-            yield self._seen[place]
+        return copy(self._entries)

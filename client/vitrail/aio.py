@@ -19,7 +19,8 @@ from vitrail import calls
 from vitrail.conversation import Conversation, Result
 from vitrail.errors import Cancelled, VitrailError
 from vitrail.explanation import Explanation, ended, receive
-from vitrail.request import ImageLike, Options, image_message, keyed, set_budget, set_image, specification
+from vitrail.request import ImageLike, Options, image_message, keyed, specification
+from vitrail.sending import TilesRequest
 from vitrail.status import from_rpc_error
 from vitrail.v1 import explanation_pb2 as pb
 from vitrail.v1.explanation_pb2_grpc import ExplanationServiceStub
@@ -50,6 +51,9 @@ class Client:
         )
         self._metadata = calls.metadata(token)
         self._explanations: ExplanationServiceAsyncStub = ExplanationServiceStub(self._channel)
+        self._explain_tiles = self._channel.unary_stream(
+            calls.EXPLAIN_TILES, TilesRequest.serialized, pb.ExplainTilesResponse.FromString
+        )
         self._models: ModelServiceAsyncStub = ModelServiceStub(self._channel)
         self._health = self._channel.unary_unary(
             calls.HEALTH_CHECK, StringValue.SerializeToString, Int32Value.FromString
@@ -149,19 +153,16 @@ class Client:
     async def _tiles(
         self, spec: pb.ExplanationSpec, image: ImageLike, timeout: float | None
     ) -> AsyncGenerator[Explanation, None]:
-        request = pb.ExplainTilesRequest(spec=spec)
-        await asyncio.to_thread(set_image, request.spec.image, image)
+        request = await asyncio.to_thread(TilesRequest, spec, image)
         retry = calls.Retry(timeout)
         while True:
             explanation, budget = None, retry.remaining
-            set_budget(request.spec, budget)
-            call = self._explanations.ExplainTiles(
-                request, timeout=calls.deadline(budget), metadata=self._metadata
-            )
+            request.set_budget(budget)
+            call = self._explain_tiles(request, timeout=calls.deadline(budget), metadata=self._metadata)
             try:
                 with _cancelled_elsewhere():
                     async for response in call:
-                        explanation = receive(explanation, response, request.spec.image)
+                        explanation = receive(explanation, response, request.image)
                         yield explanation
                 ended(explanation)
                 return

@@ -25,6 +25,9 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.2, 2.0
 ATTEMPTS = 5
 """How often a call without a timeout is tried in all; one with a timeout is tried until that is over."""
 
+EXPLAIN_TILES = "/vitrail.v1.ExplanationService/ExplainTiles"
+"""The rpc whose requests `sending` writes itself, which the generated stub would not let it."""
+
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 """The standard health check. Its request and response have one field each, so that protobuf's own
 StringValue and Int32Value read and write them, and the client needs no package for two messages."""

@@ -20,7 +20,8 @@ from vitrail import calls
 from vitrail.conversation import Conversation, Result
 from vitrail.errors import VitrailError
 from vitrail.explanation import Explanation, ended, receive
-from vitrail.request import ImageLike, Options, image_message, keyed, set_budget, set_image, specification
+from vitrail.request import ImageLike, Options, image_message, keyed, specification
+from vitrail.sending import TilesRequest
 from vitrail.status import from_rpc_error
 from vitrail.v1 import explanation_pb2 as pb
 from vitrail.v1.explanation_pb2_grpc import ExplanationServiceStub
@@ -51,6 +52,9 @@ class Client:
         )
         self._metadata = calls.metadata(token)
         self._explanations = ExplanationServiceStub(self._channel)
+        self._explain_tiles = self._channel.unary_stream(
+            calls.EXPLAIN_TILES, TilesRequest.serialized, pb.ExplainTilesResponse.FromString
+        )
         self._models = ModelServiceStub(self._channel)
         self._health = self._channel.unary_unary(
             calls.HEALTH_CHECK, StringValue.SerializeToString, Int32Value.FromString
@@ -81,8 +85,7 @@ class Client:
         generator, or leaving it for good, cancels the call and ends the server's work. Arguments and
         errors are those of `explain`.
         """
-        request = pb.ExplainTilesRequest(spec=specification(model, options))
-        set_image(request.spec.image, image)
+        request = TilesRequest(specification(model, options), image)
         return self._tiles(request, options.get("timeout"))
 
     @overload
@@ -162,19 +165,15 @@ class Client:
     ) -> None:
         self.close()
 
-    def _tiles(
-        self, request: pb.ExplainTilesRequest, timeout: float | None
-    ) -> Generator[Explanation, None, None]:
+    def _tiles(self, request: TilesRequest, timeout: float | None) -> Generator[Explanation, None, None]:
         retry = calls.Retry(timeout)
         while True:
             explanation, budget = None, retry.remaining
-            set_budget(request.spec, budget)
-            call = self._explanations.ExplainTiles(
-                request, timeout=calls.deadline(budget), metadata=self._metadata
-            )
+            request.set_budget(budget)
+            call = self._explain_tiles(request, timeout=calls.deadline(budget), metadata=self._metadata)
             try:
                 for response in call:
-                    explanation = receive(explanation, response, request.spec.image)
+                    explanation = receive(explanation, response, request.image)
                     yield explanation
                 ended(explanation)
                 return

@@ -6,6 +6,7 @@ server cannot write outside the map. Nothing here does I/O.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -45,7 +46,8 @@ class Explanation:
     In a notebook it shows itself as the overlay of its first target.
     """
 
-    def __init__(self, plan: pb.Plan, image: pb.Image) -> None:
+    def __init__(self, plan: pb.Plan, image: pb.Image | Callable[[], pb.Image]) -> None:
+        """`image` is the one explained, or returns it when it is first asked for."""
         shape = tuple(plan.map_shape)
         if len(shape) not in (3, 4) or min(shape) < 1 or shape[0] != len(plan.targets):
             raise Internal(
@@ -100,6 +102,8 @@ class Explanation:
     @property
     def image(self) -> pb.Image:
         """The image as it was sent."""
+        if not isinstance(self._image, pb.Image):
+            self._image = self._image()
         return self._image
 
     @property
@@ -150,7 +154,7 @@ class Explanation:
         return overlay(
             self._values[target],
             self._plan,
-            self._image,
+            self.image,
             name=str(chosen),
             score=chosen.score,
             progress=self.progress,
@@ -188,16 +192,17 @@ class Explanation:
                 f"not fit its map of shape {list(self._values.shape)}"
             )
         shape = (tile.target_count, tile.height, tile.width, *channels)
-        if len(tile.values) != 4 * math.prod(shape):
+        values = tile.values  # once: every look at it copies it
+        if len(values) != 4 * math.prod(shape):
             raise Internal(
-                f"the server sent a tile of shape {list(shape)} with {len(tile.values)} bytes; it needs "
+                f"the server sent a tile of shape {list(shape)} with {len(values)} bytes; it needs "
                 f"{4 * math.prod(shape)}"
             )
         self._values[
             tile.first_target : tile.first_target + tile.target_count,
             tile.row : tile.row + tile.height,
             tile.column : tile.column + tile.width,
-        ] = np.frombuffer(tile.values, "<f4").reshape(shape)
+        ] = np.frombuffer(values, "<f4").reshape(shape)
         self._evaluations_done = max(self._evaluations_done, tile.evaluations_done)
         self._tiles += 1
 
@@ -210,11 +215,12 @@ class Explanation:
 def receive(
     explanation: Explanation | None,
     event: pb.ExplainTilesResponse | pb.ExplainStreamResponse,
-    image: pb.Image,
+    image: pb.Image | Callable[[], pb.Image],
 ) -> Explanation:
     """Return the explanation after one more message: a new one for a plan, else the same one.
 
-    `explanation` is what the messages before gave, None before the first; `image` is the one explained.
+    `explanation` is what the messages before gave, None before the first; `image` is the one explained,
+    or returns it.
 
     Raises:
         Internal: the message has no place here.

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from vitrail.enums import value_of
 from vitrail.errors import InvalidArgument
 from vitrail.methods import Gradient, Method, to_message
-from vitrail.tensors import to_tensor, write_tensor
+from vitrail.tensors import to_tensor, write_layout
 from vitrail.v1 import explanation_pb2 as pb
 
 if TYPE_CHECKING:
@@ -162,17 +162,20 @@ def image_message(image: ImageLike) -> pb.Image:
         InvalidArgument: none of these, an empty image, or a file that cannot be read.
 
     """
-    message = pb.Image()
-    set_image(message, image)
+    message, data = image_parts(image)
+    complete(message, data)
     return message
 
 
-def set_image(message: pb.Image, image: ImageLike) -> None:
-    """Let a new message carry an image, as `image_message` does."""
+def image_parts(image: ImageLike) -> tuple[pb.Image, bytes | memoryview]:
+    """Return an image as `image_message` does, but its data, the tensor's or the file's, beside the message.
+
+    The data may be the caller's own array.
+    """
+    message = pb.Image(encoded=b"")
     path = "spec.image"
     if _is_pillow(image):
-        message.encoded = _png(image)
-        return
+        return message, _png(image)
     if isinstance(image, str | os.PathLike):
         try:
             encoded = Path(image).read_bytes()
@@ -187,8 +190,7 @@ def set_image(message: pb.Image, image: ImageLike) -> None:
                 f"{path}.tensor.shape is {list(array.shape)}; every size must be at least 1",
                 field=f"{path}.tensor.shape",
             )
-        write_tensor(message.tensor, array, f"{path}.tensor")
-        return
+        return message, write_layout(message.tensor, array, f"{path}.tensor")
     else:
         raise InvalidArgument(
             f"{path} is a {type(image).__name__}; use an array, a path, the bytes of a JPEG or PNG file, or "
@@ -198,7 +200,15 @@ def set_image(message: pb.Image, image: ImageLike) -> None:
     if not encoded:
         path = f"{path}.encoded"
         raise InvalidArgument(f"{path} is empty; it must be a JPEG or PNG file", field=path)
-    message.encoded = encoded
+    return message, encoded
+
+
+def complete(image: pb.Image, data: bytes | memoryview) -> None:
+    """Put the data of an image into its message."""
+    if image.WhichOneof("source") == "tensor":
+        image.tensor.data = bytes(data)
+    else:
+        image.encoded = bytes(data)
 
 
 def set_budget(spec: pb.ExplanationSpec, budget: float | None) -> None:

@@ -45,13 +45,20 @@ def write_tensor(tensor: Tensor, array: NDArray[np.generic], field: str = "") ->
         InvalidArgument: the array's type has no counterpart on the wire.
 
     """
+    tensor.data = bytes(write_layout(tensor, array, field))
+
+
+def write_layout(tensor: Tensor, array: NDArray[np.generic], field: str = "") -> memoryview:
+    """Let a new message say what `array` is, and return what its data would be: not copied if possible.
+
+    Arguments and errors are those of `write_tensor`.
+    """
     wanted = array.dtype.newbyteorder("<")
     for data_type, dtype in DTYPES.items():
         if dtype == wanted:
             tensor.data_type = data_type
             tensor.shape.extend(array.shape)
-            tensor.data = np.ascontiguousarray(array, dtype).tobytes()
-            return
+            return np.ascontiguousarray(array, dtype).reshape(-1).view(np.uint8).data
     raise InvalidArgument(
         f"{field or 'the array'} is of type {array.dtype}, which cannot be sent; use one of {_names()}",
         field=field,

@@ -3,7 +3,8 @@
 protobuf copies an image into its message, from there into a buffer that it writes to, and out of that once
 more. Copies of this size are memory that the system hands out page by page, each with a fault, and takes
 back after every call: an image of 600 KB took 400 faults more, which with their copies were 1.2 ms of the 3.4
-that a call cost the client. Here the fields around the image are written by hand, so that its data is copied once.
+that a call cost the client. Here the fields around the image are written by hand, so that its data is
+copied once.
 """
 
 from google.protobuf.message import Message

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from saved_models import numbers
 from savedmodel.conftest import DeviceThread, Saved, load_model
-from vitrail_server.savedmodel import backward, prepared
+from vitrail_server.savedmodel import backward, backward_convolutions, prepared
 from vitrail_server.savedmodel.backward import cheapen
 from vitrail_server.savedmodel.flat import FlatGraph
 from vitrail_server.savedmodel.flatten import flatten
@@ -37,8 +37,11 @@ def scaled(maps: Any) -> Any:
     return tf.nn.relu6(maps * tf.constant(FACTOR) + tf.constant(OFFSET))
 
 
-def cheapened(network: Network) -> tuple[FlatGraph, FlatGraph]:
-    """Return the graph of a network's output and gradient before and after the passes, which must agree."""
+def cheapened(network: Network, *, free: bool = False) -> tuple[FlatGraph, FlatGraph]:
+    """Return the graph of a network's output and gradient before and after the passes, which must agree.
+
+    The size of the image is `free` or fixed.
+    """
 
     def explain(image: Any) -> list[Any]:
         with tf.GradientTape() as tape:
@@ -47,7 +50,7 @@ def cheapened(network: Network) -> tuple[FlatGraph, FlatGraph]:
             score = tf.reduce_sum(y * tf.cast(tf.range(tf.shape(y)[1]), y.dtype), 1)
         return [score, tape.gradient(score, image)]
 
-    spec = tf.TensorSpec((None, HEIGHT, WIDTH, CHANNELS), tf.float32)
+    spec = tf.TensorSpec((None, *((None, None) if free else (HEIGHT, WIDTH)), CHANNELS), tf.float32)
     graph = flatten(tf.function(explain, autograph=False).get_concrete_function(spec))
     after = cheapen(graph)
     image = tf.constant(numbers(2, HEIGHT, WIDTH, CHANNELS, seed=5))
@@ -85,10 +88,33 @@ def test_the_derivative_of_a_convolution_becomes_a_convolution(network: Network)
     assert count(after, "Conv2D", "Conv2DBackpropInput") == [2, 0]
 
 
+@pytest.mark.parametrize("padding", ["SAME", "VALID", [[0, 0], [1, 2], [0, 1], [0, 0]]])
+@pytest.mark.parametrize(
+    ("size", "stride"), [((3, 3), 2), ((7, 5), 2), ((2, 3), 2), ((4, 4), 3), ((3, 7), 4)]
+)
+def test_the_derivative_by_an_image_becomes_a_convolution_too(
+    padding: Any, size: tuple[int, int], stride: int
+) -> None:
+    """Where the kernel's positions leave no pixel out."""
+    kernel = numbers(*size, CHANNELS, MAPS)
+    _, after = cheapened(lambda image: convolved(image, kernel, padding, stride))
+    covered = all(-(-each // stride) * stride >= each + stride - 1 for each in size)
+    assert count(after, "DepthToSpace", "Conv2DBackpropInput") == [int(covered), int(not covered)]
+
+
+@pytest.mark.parametrize(("padding", "left"), [("VALID", 0), ("SAME", 1)])
+def test_where_an_image_of_any_size_is_padded_depends_on_it(padding: str, left: int) -> None:
+    _, after = cheapened(lambda image: convolved(image, padding=padding, stride=2), free=True)
+    assert count(after, "Conv2DBackpropInput") == [left]
+
+
 @pytest.mark.parametrize(
     "network",
     [
-        lambda image: convolved(image, stride=2),
+        # Of a map with more channels than an image has.
+        lambda image: convolved(tf.tile(image, (1, 1, 1, 2)), numbers(3, 3, CHANNELS * 2, MAPS), stride=2),
+        lambda image: convolved(image, numbers(3, 3, 1, CHANNELS * 2), stride=2),
+        lambda image: tf.nn.conv2d(image, KERNEL, (2, 1), "SAME"),
         lambda image: convolved(image, numbers(3, 3, 1, CHANNELS * 2)),  # in groups of one channel
         # The other convolution would have to leave out rows that this one made up.
         lambda image: convolved(image, padding=[[0, 0], [3, 0], [0, 0], [0, 0]]),
@@ -103,7 +129,7 @@ def test_other_derivatives_of_convolutions_stay(network: Network) -> None:
     ("network", "derivatives"),
     [
         (lambda image: scaled(convolved(image)), 0),
-        (lambda image: scaled(convolved(image, stride=2)), 1),
+        (lambda image: scaled(convolved(image, stride=2)), 0),
         (lambda image: tf.nn.relu(convolved(image) * 3.0), 0),
         (lambda image: tf.nn.depthwise_conv2d(image, KERNEL[..., :2], [1] * 4, "SAME") * numbers(6), 1),
     ],
@@ -112,7 +138,9 @@ def test_a_scale_moves_into_the_kernel_of_the_derivative(network: Network, deriv
     before, after = cheapened(network)
     [products], [remaining] = (count(each, "Mul") for each in (before, after))
     assert remaining == products - 1
-    assert sum(count(after, backward.CONVOLUTION, backward.DEPTHWISE)) == derivatives
+    assert (
+        sum(count(after, backward_convolutions.CONVOLUTION, backward_convolutions.DEPTHWISE)) == derivatives
+    )
 
 
 @pytest.mark.parametrize(
@@ -170,7 +198,7 @@ def test_a_batch_normalisation_of_an_exported_model_is_a_product(training: bool)
 
 
 def test_a_large_kernel_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backward, "LARGEST_COPY", KERNEL.nbytes - 1)
+    monkeypatch.setattr(backward_convolutions, "LARGEST_COPY", KERNEL.nbytes - 1)
     before, after = cheapened(lambda image: scaled(convolved(image)))
     assert count(before, "Mul", "Conv2DBackpropInput") == count(after, "Mul", "Conv2DBackpropInput")
 
@@ -183,7 +211,7 @@ def test_a_small_network_has_no_derivative_left_that_is_not_a_convolution() -> N
         return tf.reduce_mean(scaled(deep), (1, 2)) @ numbers(MAPS, 2)
 
     _, after = cheapened(network)
-    assert count(after, "Conv2DBackpropInput", backward.DEPTHWISE) == [0, 1]
+    assert count(after, "Conv2DBackpropInput", backward_convolutions.DEPTHWISE) == [0, 1]
 
 
 def packed(saved: Saved, device: DeviceThread, directory: Path) -> FlatGraph:

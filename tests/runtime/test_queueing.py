@@ -289,7 +289,10 @@ def test_levels_have_policies_and_queues_of_their_own() -> None:
 
 
 def test_a_request_that_failed_in_company_runs_alone_and_at_once() -> None:
-    server = Server(Batching(max_queue_delay=100.0))
+    batching = Batching(max_queue_delay=100.0, default_queue_policy=QueuePolicy(max_queue_size=2))
+    server = Server(batching)
     entry, _ = server.ask(1), server.ask(1)
+    assert server.scheduler.full(waits(1, batching))
     server.scheduler.isolate(entry)
+    assert not server.scheduler.full(waits(1, batching)), "it has left the queue"
     assert server.batches() == [1]

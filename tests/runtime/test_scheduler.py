@@ -1,4 +1,3 @@
-import gc
 import itertools
 import sys
 import weakref
@@ -603,7 +602,6 @@ class TestMemory:
         assert [callers_of(batch) for batch in simulation.steps(2)] == [["stays"], ["left"]]
         run = weakref.ref(simulation.entries.pop().run)
         simulation.batches.clear()
-        gc.collect()
         assert remembered(simulation.scheduler) == 2
         assert run() is None
 

@@ -89,8 +89,9 @@ class Scheduler:
 
     def pause(self, entry: Entry, *, paused: bool) -> None:
         """Ask a Run for no more rows until its reader has caught up, or ask it again."""
-        entry.paused = paused
-        self._note(entry)
+        if entry.paused != paused:
+            entry.paused = paused
+            self._note(entry)
 
     def isolate(self, entry: Entry) -> None:
         """Let a Run share no more batches, because one with its rows failed."""

@@ -66,10 +66,13 @@ def _gradients(sides: Sides, model: str) -> Iterator[Figure]:
     raw, scale = sides.raw, sides.scale
     forwards: list[Cost] = []
     gradients: dict[int, list[Cost]] = {size: [] for size in scale.gradient_batch_sizes}
+    rewritten: list[Cost] = []
     for _ in range(scale.rounds):
         forwards.append(raw.call(Raw.forward, model, "signature", 1, scale.seconds))
         for size, costs in gradients.items():
             costs.append(raw.call(Raw.gradient, model, size, scale.seconds))
+        if scale.rewritten:
+            rewritten.append(raw.call(Raw.rewritten_gradient, model, 1, scale.seconds))
     for size, costs in gradients.items():
         how = f"forwards and backwards in batches of {size}, compiled, on the signature"
         yield _rate(model, f"gradient_batch_{size}", costs, how)
@@ -80,6 +83,14 @@ def _gradients(sides: Sides, model: str) -> Iterator[Figure]:
         _ratios(gradients[1], forwards),
         how="a compiled gradient over a forward, of one image, both on the signature",
     )
+    if rewritten:
+        yield measured(
+            SUITE,
+            "rewritten_gradient_over_gradient",
+            model,
+            _ratios(gradients[1], rewritten),
+            how="gradients per second of the graph that the server makes of a compiled gradient, over its own",
+        )
 
 
 def _rate(model: str, name: str, costs: Sequence[Cost], how: str) -> Figure:

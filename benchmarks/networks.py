@@ -30,9 +30,10 @@ from benchmarks.models import (
 )
 from benchmarks.timing import Cost, Stopwatch
 from vitrail.errors import FailedPrecondition
+from vitrail_server.savedmodel.backward import cheapen
 from vitrail_server.savedmodel.flat import FlatGraph
 from vitrail_server.savedmodel.flatten import flatten
-from vitrail_server.savedmodel.functions import flat_forward
+from vitrail_server.savedmodel.functions import flat_forward, flat_gradient
 from vitrail_server.savedmodel.passes import simplify
 from vitrail_server.savedmodel.precision import lowered, require
 
@@ -152,6 +153,11 @@ class Network:
         images = self._images(batch)
         return self._cost(lambda: self._gradient(images).numpy(), ("gradient", batch), seconds)
 
+    def rewritten_gradient(self, batch: int, seconds: float) -> Cost:
+        """Return the same of the graph that the server makes of it."""
+        images, call = self._images(batch), self._rewritten
+        return self._cost(lambda: call(images)[0].numpy(), ("rewritten", batch), seconds)
+
     def agreement(self, image: NDArray[np.float32], patch: int, fill: float) -> float:
         """Return Spearman's rank correlation of an occlusion map in bfloat16 with the one in float32.
 
@@ -238,6 +244,13 @@ class Network:
             function, autograph=False, jit_compile=jit_compile
         ).get_concrete_function(spec)
         return compiled
+
+    @cached_property
+    def _rewritten(self) -> Callable[[Tensor], list[Tensor]]:
+        concrete: Callable[[Tensor], list[Tensor]] = flat_gradient(
+            cheapen(flatten(self._gradient)), (self._input,), (), ()
+        ).concrete
+        return concrete
 
     @cached_property
     def _keras(self) -> keras.Model:

@@ -53,6 +53,10 @@ class Raw:
         """Return the cost of one image; see `networks.Network.gradient`."""
         return self._noted(self._loaded[model].gradient(batch, seconds))
 
+    def rewritten_gradient(self, model: str, batch: int, seconds: float) -> Cost:
+        """Return the cost of one image; see `networks.Network.rewritten_gradient`."""
+        return self._noted(self._loaded[model].rewritten_gradient(batch, seconds))
+
     def predict_windows(self, model: str, image: NDArray[np.float32], patch: int, windows: int) -> Cost:
         """Return the cost of one window; see `networks.Network.predict_windows`."""
         return self._loaded[model].predict_windows(image, patch, windows)

@@ -56,6 +56,8 @@ class Scale:
     """Seconds in which the plan of an incremental occlusion must be ready; until then it runs in full."""
     libraries: bool = False
     """Whether to measure the libraries that `scripts/peers` installs."""
+    rewritten: bool = False
+    """Whether to measure what the server makes of a gradient."""
     precision: bool = False
     """Whether to measure bfloat16 and XLA."""
     loading: tuple[str, str] | None = None
@@ -118,6 +120,7 @@ FULL = Scale(
     memory_stride=1,
     patience=60.0,
     libraries=True,
+    rewritten=True,
     precision=True,
     loading=("mobilenet_v2", "resnet50_v2"),
 )

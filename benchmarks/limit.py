@@ -89,7 +89,7 @@ def _gradients(sides: Sides, model: str) -> Iterator[Figure]:
             "rewritten_gradient_over_gradient",
             model,
             _ratios(gradients[1], rewritten),
-            how="gradients per second of the graph that the server makes of a compiled gradient, over its own",
+            how="gradients per second of the graph that the server makes of a compiled one, over its own",
         )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -214,17 +214,18 @@ def test_a_small_network_has_no_derivative_left_that_is_not_a_convolution() -> N
     assert count(after, "Conv2DBackpropInput", backward_convolutions.DEPTHWISE) == [0, 1]
 
 
-def packed(saved: Saved, device: DeviceThread, directory: Path) -> FlatGraph:
+def packed(saved: Saved, device: DeviceThread) -> FlatGraph:
     """Return the gradient that a process which prepares a model hands over."""
     model = load_model(saved("convolutional"), device.run)
     assert isinstance(model, LoadedModel)
-    gradient = pack(model, directory).gradient
-    assert gradient is not None
-    return ConstantsReader(directory / "constants").read(gradient.graph)
+    with TemporaryFile() as constants:
+        gradient = pack(model, constants).gradient
+        assert gradient is not None
+        return ConstantsReader(constants).read(gradient.graph)
 
 
-def test_a_cheaper_gradient_is_handed_over(saved: Saved, device: DeviceThread, tmp_path: Path) -> None:
-    assert count(packed(saved, device, tmp_path), "Conv2DBackpropInput") == [0]
+def test_a_cheaper_gradient_is_handed_over(saved: Saved, device: DeviceThread) -> None:
+    assert count(packed(saved, device), "Conv2DBackpropInput") == [0]
 
 
 def doubled(graph: FlatGraph) -> FlatGraph:
@@ -245,12 +246,11 @@ def failing(graph: FlatGraph) -> FlatGraph:
 def test_a_cheaper_gradient_that_is_wrong_is_not_handed_over(
     saved: Saved,
     device: DeviceThread,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     wrong: Callable[[FlatGraph], FlatGraph],
     message: str,
 ) -> None:
     monkeypatch.setattr(prepared, "cheapen", wrong)
-    assert count(packed(saved, device, tmp_path), "Conv2DBackpropInput") == [2]
+    assert count(packed(saved, device), "Conv2DBackpropInput") == [2]
     assert message in caplog.text

@@ -1,5 +1,6 @@
 """Forwards in 16 bits: which numbers are rounded and which are not, by hand, and what is refused."""
 
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -184,7 +185,7 @@ def test_a_model_is_computed_in_what_it_asks_for(saved: Saved, device: DeviceThr
 
 @pytest.mark.usefixtures("_capable")
 def test_a_model_in_16_bits_comes_from_another_process_bit_for_bit(
-    saved: Saved, device: DeviceThread, tmp_path: Any
+    saved: Saved, device: DeviceThread
 ) -> None:
     loader = loader_of(time_slice=1000.0)
     model = loader.load(
@@ -194,10 +195,10 @@ def test_a_model_in_16_bits_comes_from_another_process_bit_for_bit(
         complete=lambda signature: (signature, ModelSettings("image", precision="BF16")),
         run=device.run,
     )
-    prepared = pack(model, tmp_path)
     planning = loader._planning
     assert planning is not None
-    other = unpack(prepared, tmp_path / prepared.constants, planning, device.run)
+    with TemporaryFile() as constants:
+        other = unpack(pack(model, constants), constants, planning, device.run)
     assert other.description == model.description
     image = numbers(64, 64, 3, seed=4)
     assert occluded(other, image).tobytes() == occluded(model, image).tobytes()

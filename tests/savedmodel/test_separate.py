@@ -4,10 +4,11 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ import pytest
 from saved_models import IMAGE, numbers
 from savedmodel.conftest import DeviceThread, Saved, at_once, load_model, separate_loader
 from vitrail.errors import FailedPrecondition, Unavailable
-from vitrail_server.savedmodel import functions, memory, separate
-from vitrail_server.savedmodel.loader import LoadedModel
+from vitrail_server.savedmodel import functions, memory, prepared, separate
+from vitrail_server.savedmodel.loader import LoadedModel, Planning
+from vitrail_server.savedmodel.messages import Prepared
+from vitrail_server.savedmodel.probe import Run
 from vitrail_server.savedmodel.separate import PreparingProcess, SeparateLoader
 from vitrail_server.servable import ModelSettings, Servable, Signature
 from vitrail_server.work import GradientRows, Kind, Objective, OccludeRows, Subject
@@ -155,6 +158,22 @@ def test_nothing_is_left_of_a_process_that_has_ended() -> None:
         (wait,) = waits
         assert wait.result() == 0
         assert not entry.exists()
+
+
+def test_a_server_that_is_killed_while_it_loads_leaves_no_file(
+    saved: Saved, loader: SeparateLoader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The constants are in a file without a name, which is gone when nobody holds it."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    unpack, seen = prepared.unpack, []
+
+    def looking(packed: Prepared, constants: BinaryIO, planning: Planning, run: Run) -> LoadedModel:
+        seen.append((constants.seek(0, os.SEEK_END) > 0, list(tmp_path.iterdir())))
+        return unpack(packed, constants, planning, run)
+
+    monkeypatch.setattr(prepared, "unpack", looking)
+    load(loader, saved("convolutional"))
+    assert seen == [(True, [])]
 
 
 class Killing:

@@ -1,7 +1,7 @@
 """What the server and the process that prepares models say to each other. Knows no TensorFlow.
 
-The server sends a `Task`, which is `Taken`. The signature follows, which the server answers with a
-`Completion`, and then one of `Prepared`, `Unprepared` and `Refused`.
+The server sends a `Task` and a file for the constants, which are `Taken`. The signature follows, which the
+server answers with a `Completion`, and then one of `Prepared`, `Unprepared` and `Refused`.
 """
 
 from collections.abc import Mapping
@@ -17,13 +17,11 @@ Sizes = Mapping[tuple[int | None, Precision, Kind, ImageSize], tuple[int, float]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A version to prepare. After it come the signature to the server, and the server's `Completion`."""
+    """A version to prepare."""
 
     name: str
     version: int
     path: Path
-    directory: Path
-    """Where the file with the constants is written."""
     freezes: bool
     sizes: Sizes
     """Batch sizes that were measured for the same graph."""
@@ -106,8 +104,6 @@ class Prepared:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     gradient: PackedGradient | None
-    constants: str
-    """The name of the file with the constants, in the task's directory."""
     fixed: bool
     """Its batch size is the only one possible."""
 

@@ -4,11 +4,11 @@ The constants go through a file, each of them once; the rest is small.
 """
 
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import tensorflow as tf
@@ -43,7 +43,7 @@ ALIGNMENT = 64
 class ConstantsWriter:
     """Writes constants to a file, equal ones once."""
 
-    path: Path
+    file: BinaryIO
     _places: dict[bytes, Place] = field(default_factory=dict)
 
     def write(self, graph: FlatGraph) -> PackedGraph:
@@ -56,18 +56,18 @@ class ConstantsWriter:
         dtype, content = tf.as_dtype(value.dtype).name, np.ascontiguousarray(value).tobytes()
         key = blake2b(content, key=f"{dtype}{value.shape}".encode()[:64]).digest()
         if key not in self._places:
-            with self.path.open("ab") as file:
-                file.write(b"\0" * (-file.tell() % ALIGNMENT))
-                self._places[key] = Place(file.tell(), dtype, value.shape)
-                file.write(content)
+            self.file.write(b"\0" * (-self.file.tell() % ALIGNMENT))
+            self._places[key] = Place(self.file.tell(), dtype, value.shape)
+            self.file.write(content)
         return self._places[key]
 
 
 class ConstantsReader:
     """Reads constants back; the same array every time."""
 
-    def __init__(self, path: Path) -> None:
-        self._content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
+    def __init__(self, file: BinaryIO) -> None:
+        empty = not file.seek(0, os.SEEK_END)
+        self._content = np.empty(0, np.uint8) if empty else np.memmap(file, np.uint8, "r")
         self._arrays: dict[Place, NDArray[Any]] = {}
 
     def read(self, packed: PackedGraph) -> FlatGraph:
@@ -92,8 +92,8 @@ class ConstantsReader:
         return self._arrays[place]
 
 
-def pack(model: LoadedModel, directory: Path) -> Prepared:
-    """Return what another process needs to serve a model, and write its constants to a new file there.
+def pack(model: LoadedModel, constants: BinaryIO) -> Prepared:
+    """Return what another process needs to serve a model, and write its constants over what is in a file.
 
     Raises:
         NotPrepared: that is not possible.
@@ -106,8 +106,9 @@ def pack(model: LoadedModel, directory: Path) -> Prepared:
     missing = description.signature.outputs.keys() - set(forward.outputs)
     if missing:
         raise NotPrepared(f"the outputs {sorted(missing)} have no row per image")
-    writer = ConstantsWriter(directory / "constants")
-    writer.path.write_bytes(b"")
+    constants.seek(0)
+    constants.truncate()
+    writer = ConstantsWriter(constants)
     packed_gradient = None
     if model.gradient is not None:
         graph = _flat_gradient(model.gradient, *samples_of(description).values())
@@ -120,12 +121,11 @@ def pack(model: LoadedModel, directory: Path) -> Prepared:
         inputs=forward.inputs,
         outputs=forward.outputs,
         gradient=packed_gradient,
-        constants=writer.path.name,
         fixed=any(program.fixed for program in model.programs.values()),
     )
 
 
-def unpack(prepared: Prepared, constants: Path, planning: Planning, run: Run) -> LoadedModel:
+def unpack(prepared: Prepared, constants: BinaryIO, planning: Planning, run: Run) -> LoadedModel:
     """Return the model, traced, with every program run once on the calling thread.
 
     A function's first call prepares it, which takes longer than any later one; on the calling thread it

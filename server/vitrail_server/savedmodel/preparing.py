@@ -9,7 +9,8 @@ import os
 import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import TypeVar
+from multiprocessing.reduction import recv_handle
+from typing import BinaryIO, TypeVar
 
 from vitrail.errors import FailedPrecondition, VitrailError
 from vitrail_server.savedmodel.messages import (
@@ -45,17 +46,19 @@ def main() -> None:
     try:
         while connection.poll(IDLE_SECONDS):
             task: Task = connection.recv()
-            connection.send(Taken())
-            try:
-                connection.send(prepare(task, connection))
-            except _Abandoned:
-                continue
+            with os.fdopen(recv_handle(connection), "wb") as constants:
+                connection.send(Taken())
+                try:
+                    answer = prepare(task, connection, constants)
+                except _Abandoned:
+                    continue
+            connection.send(answer)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the server has gone
 
 
-def prepare(task: Task, connection: Connection) -> Answer:
-    """Return the model, prepared, or why it is not."""
+def prepare(task: Task, connection: Connection, constants: BinaryIO) -> Answer:
+    """Return the model, prepared, or why it is not; its constants are written to a file."""
     # TensorFlow takes seconds to import; the server should learn before that the process is alive.
     from vitrail_server.savedmodel.loader import SavedModelLoader
     from vitrail_server.savedmodel.memory import release_memory
@@ -81,7 +84,7 @@ def prepare(task: Task, connection: Connection) -> Answer:
             run=_at_once,
             freezes=task.freezes,
         )
-        prepared = pack(model, task.directory)
+        prepared = pack(model, constants)
     except NotPrepared as error:
         return Unprepared(str(error))
     except OutOfMemory as error:

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from hashlib import sha256
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import send_handle
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, BinaryIO
 
 from vitrail.errors import FailedPrecondition, Unavailable
 from vitrail_server.savedmodel.incremental.budget import CacheBudget
@@ -107,8 +108,8 @@ class PreparingProcess:
         if self._closed:  # meanwhile, by another thread, which may not have seen the process
             self._process.kill()
 
-    def prepare(self, task: Task, complete: "Complete") -> Prepared | Unprepared:
-        """Have a version prepared.
+    def prepare(self, task: Task, constants: BinaryIO, complete: "Complete") -> Prepared | Unprepared:
+        """Have a version prepared, and its constants written to a file.
 
         Raises:
             Died: the process did.
@@ -117,7 +118,7 @@ class PreparingProcess:
             OutOfMemory: not even one image fits.
 
         """
-        connection = self._given(task)
+        connection = self._given(task, constants)
         try:
             while True:
                 match self._receive(connection):
@@ -139,7 +140,7 @@ class PreparingProcess:
         if self._process is not None:
             self._process.kill()
 
-    def _given(self, task: Task) -> Connection:
+    def _given(self, task: Task, constants: BinaryIO) -> Connection:
         """Give the task to the process; to another one if it has just ended because it was idle."""
         for _ in range(2):
             self.start()
@@ -147,6 +148,7 @@ class PreparingProcess:
                 break
             try:
                 self._connection.send(task)
+                send_handle(self._connection, constants.fileno(), None)
                 self._receive(self._connection)
             except GONE:
                 self._end()
@@ -272,10 +274,11 @@ class SeparateLoader:
         planning = Planning(background, self._caches, self._time_slice)
         freezes = True
         if separate:
-            with TemporaryDirectory(prefix="vitrail-prepared-") as directory:
-                answer, freezes = self._prepared(name, version, path, Path(directory), complete, sizes)
+            # Without a name, so that nothing is left of it when the server is killed.
+            with TemporaryFile() as constants:
+                answer, freezes = self._prepared(name, version, path, constants, complete, sizes)
                 if isinstance(answer, Prepared):
-                    return unpack(answer, Path(directory, answer.constants), planning, run)
+                    return unpack(answer, constants, planning, run)
             log.info("model %s version %d is loaded beside what is served: %s", name, version, answer.reason)
         loader = SavedModelLoader(
             time_slice=self._time_slice, batch_bytes=self._batch_bytes, planning=planning, sizes=sizes
@@ -287,15 +290,15 @@ class SeparateLoader:
         self._process.close()
 
     def _prepared(
-        self, name: str, version: int, path: Path, directory: Path, complete: "Complete", sizes: Sizes
+        self, name: str, version: int, path: Path, constants: BinaryIO, complete: "Complete", sizes: Sizes
     ) -> tuple[Prepared | Unprepared, bool]:
         """Return what the process makes of a version, and whether it survived freezing it."""
         bounds = self._time_slice, self._batch_bytes, *self._threads
         how = ""
         for freezes in (True, False):
-            task = Task(name, version, path, directory, freezes, sizes, *bounds)
+            task = Task(name, version, path, freezes, sizes, *bounds)
             try:
-                return self._process.prepare(task, complete), freezes
+                return self._process.prepare(task, constants, complete), freezes
             except Died as error:
                 how = str(error)
                 log.warning("model %s version %d, frozen %s: %s", name, version, freezes, how)

@@ -7,9 +7,12 @@ import asyncio
 import os
 import signal
 import sys
+from typing import Final
 
 from vitrail_server.logs import configure_logs
 from vitrail_server.settings import Settings, parse
+
+SIGNALS: Final = signal.SIGTERM, signal.SIGINT
 
 
 def main() -> None:
@@ -36,13 +39,16 @@ async def _serve(settings: Settings) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def on_signal() -> None:
-        if stop.is_set():
-            os._exit(1)
+    def on_signal(number: int) -> None:
+        # The second one must not need the event loop, which may wait for a batch that hangs.
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+        if stop.is_set():  # it came before the first one was answered
+            signal.raise_signal(number)
         stop.set()
 
-    for each in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(each, on_signal)
+    for each in SIGNALS:
+        loop.add_signal_handler(each, on_signal, each)
     async with Server(settings) as server:
         loading = asyncio.create_task(server.load())
         stopping = asyncio.create_task(stop.wait())

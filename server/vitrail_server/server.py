@@ -144,8 +144,7 @@ class Server:
         await self.manager.close()
         self._devices.close()
         for lane in (self._loading, self._planning, self._reaping, self._repository, self._decoding):
-            # What runs there may ask the device for something, and it is the event loop that says no; or it
-            # may hang, on a file system that is away, and the event loop hears the second signal.
+            # What runs there may ask the device for something, and it is the event loop that says no.
             await asyncio.to_thread(lane.close)
         self._metrics.close()
 

@@ -1,11 +1,12 @@
 import asyncio
+import logging
 import weakref
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitrail.errors import Code, FailedPrecondition
+from vitrail.errors import Code, FailedPrecondition, Unavailable
 from vitrail_server.repository.lifecycle import UNLOADED, Handle, Lanes, Version
 from vitrail_server.repository.state import State
 
@@ -79,6 +80,22 @@ async def test_a_failure_ends_the_version_with_its_first_line(
     assert scene.events.loads == [("m", 1, False)]
     assert caplog.messages == [f"version 1 of model m failed to load: {reason}"]
     assert (caplog.records[0].exc_info is not None) == traced
+
+
+async def test_a_load_that_a_stop_interrupts_has_not_failed(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    scene = Scene(Unavailable("the server is shutting down"))
+    loading = asyncio.create_task(scene.version.load())
+    await asyncio.sleep(0)
+    scene.version.unload()
+    scene.lane.allow(1)
+    await loading
+    await scene.version.ended()
+    assert (scene.version.state, scene.version.reason) == (State.END, UNLOADED)
+    assert scene.events.loads == []
+    (said,) = caplog.records
+    assert said.levelno == logging.INFO
+    assert said.message == "loading version 1 of model m was interrupted: the server is shutting down"
 
 
 async def test_the_log_has_the_cause_that_the_reason_leaves_out(caplog: pytest.LogCaptureFixture) -> None:

@@ -205,8 +205,24 @@ async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
         status = await running.process.wait()
         code = await call.code()
 
-    assert status == 1
+    assert status == -signal.SIGTERM
     assert code is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+async def test_a_second_signal_does_not_need_the_event_loop(tmp_path: Path, second: signal.Signals) -> None:
+    """It may wait for a batch that hangs."""
+    command = (sys.executable, "-m", "fakes.hanging_server", "--model-repository", str(tmp_path))
+    process = await asyncio.create_subprocess_exec(*command, cwd=TESTS, stdin=PIPE, stdout=PIPE)
+    assert process.stdout is not None
+    assert process.stdin is not None
+    assert await process.stdout.readexactly(1) == b"."
+    process.send_signal(signal.SIGTERM)
+    assert await process.stdout.readexactly(1) == b"."
+    process.send_signal(second)
+    process.stdin.close()  # else one that hears nothing would hang for ever
+
+    assert await process.wait() == -second
 
 
 async def test_a_lane_that_hangs_does_not_keep_the_server_from_hearing_a_second_signal(

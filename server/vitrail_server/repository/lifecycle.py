@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
-from vitrail.errors import Code, VitrailError
+from vitrail.errors import Code, Unavailable, VitrailError
 from vitrail_server.repository.state import State
 from vitrail_server.servable import Description, Servable
 from vitrail_server.wording import cause_of, reason_of
@@ -50,7 +50,7 @@ class VersionEvents(Protocol):
         """Report that the version entered its state."""
 
     def load_finished(self, version: "Version", seconds: float, *, ok: bool) -> None:
-        """Report that the load ended; the state follows."""
+        """Report that the load ended, unless a stop of the server interrupted it; the state follows."""
 
 
 class Handle:
@@ -176,6 +176,12 @@ class Version:
             self._servable = await self._lanes.loading.run(self._load_servable)
         except Exception as error:  # whatever is wrong with one version must not stop the others
             reason = reason_of(error)
+            if isinstance(error, Unavailable) and self.state is State.UNLOADING:
+                # Nothing is wrong with it: the server stops, and waits for nothing that would end unused.
+                _logger.info(
+                    "loading version %d of model %s was interrupted: %s", self.number, self._name, reason
+                )
+                return
             self.code = error.code if isinstance(error, VitrailError) else Code.INTERNAL
             trace = None if isinstance(error, VitrailError) else error
             cause = cause_of(error)

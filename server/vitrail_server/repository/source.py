@@ -37,7 +37,8 @@ class Loader(Protocol):
         """Load a version and warm it up; it can serve when this returns.
 
         Blocks, on the loading lane. Whatever it raises becomes the reason why the version is not
-        available, so the first line of the message is written for the operator.
+        available, so the first line of the message is written for the operator; `Unavailable` says that
+        the server stops.
         """
 
 

@@ -18,9 +18,9 @@ from savedmodel.conftest import DeviceThread, Saved, at_once, load_model, separa
 from vitrail.errors import FailedPrecondition, Unavailable
 from vitrail_server.savedmodel import functions, memory, prepared, separate
 from vitrail_server.savedmodel.loader import LoadedModel, Planning
-from vitrail_server.savedmodel.messages import Prepared
+from vitrail_server.savedmodel.messages import Prepared, Sizes
 from vitrail_server.savedmodel.probe import Run
-from vitrail_server.savedmodel.separate import PreparingProcess, SeparateLoader
+from vitrail_server.savedmodel.separate import MeasuredSizes, PreparingProcess, SeparateLoader
 from vitrail_server.servable import ModelSettings, Servable, Signature
 from vitrail_server.work import GradientRows, Kind, Objective, OccludeRows, Subject
 
@@ -94,6 +94,19 @@ def test_a_graph_that_was_measured_is_not_measured_again(saved: Saved, loader: S
     assert first == again
     bounded = load(loader, path, max_batch_size=2).description.capabilities.batch_sizes
     assert {each.seconds for each in bounded}.isdisjoint(each.seconds for each in first)
+
+
+def test_the_graph_that_was_not_loaded_for_longest_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(separate, "MOST_GRAPHS", 2)
+    sizes: dict[str, Sizes] = {
+        graph: {(None, "FP32", Kind.FORWARD, (size, size)): (size, 0.5)}
+        for size, graph in enumerate("abc", start=1)
+    }
+    measured = MeasuredSizes()
+    for loaded in "aba":
+        measured.keep(loaded, sizes[loaded])
+    measured.keep("c", sizes["c"])
+    assert [measured.of(graph) for graph in "abc"] == [sizes["a"], {}, sizes["c"]]
 
 
 def test_what_a_model_added_to_memory_is_known(

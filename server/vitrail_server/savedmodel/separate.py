@@ -180,6 +180,24 @@ class PreparingProcess:
         return f"the process that tried it ended with {ended}"
 
 
+class MeasuredSizes:
+    """The batch sizes of the graphs that were loaded last."""
+
+    def __init__(self) -> None:
+        self._by_graph: dict[str, Sizes] = {}
+
+    def of(self, graph: str) -> Sizes:
+        """Return what is known of a graph; nothing if that is none of the last ones."""
+        return self._by_graph.get(graph, {})
+
+    def keep(self, graph: str, sizes: Sizes) -> None:
+        """Remember the sizes of the graph just loaded, and forget the one not loaded for longest."""
+        self._by_graph.pop(graph, None)  # what is loaded again is not the oldest any more
+        self._by_graph[graph] = sizes
+        if len(self._by_graph) > MOST_GRAPHS:
+            del self._by_graph[next(iter(self._by_graph))]
+
+
 class SeparateLoader:
     """Loads SavedModels; the bounds are those of `SavedModelLoader`. One load at a time."""
 
@@ -200,7 +218,7 @@ class SeparateLoader:
         self._threads = intra_op_threads, inter_op_threads
         self._process = PreparingProcess(aside)
         self._imported = False
-        self._sizes: dict[str, Sizes] = {}
+        self._measured = MeasuredSizes()
 
     def start(self) -> None:
         """Start the process already; TensorFlow, which takes seconds, is imported in both at a time."""
@@ -243,7 +261,7 @@ class SeparateLoader:
             keep_freed_memory()
             self._imported = True
         graph = f"{_digest(path)} {separate}"  # elsewhere than here another device computes
-        sizes = self._sizes.get(graph, {})
+        sizes = self._measured.of(graph)
         model = self._loaded(name, version, path, complete, run, background, sizes, separate=separate)
         release_memory()
         model.memory_bytes = max(0, resident_bytes() - before)
@@ -251,9 +269,7 @@ class SeparateLoader:
             settings = model.description.settings
             key = settings.max_batch_size, settings.precision, each.kind, each.image_size
             sizes = {**sizes, key: (each.batch_size, each.seconds)}
-        self._sizes[graph] = sizes
-        if len(self._sizes) > MOST_GRAPHS:
-            del self._sizes[next(iter(self._sizes))]
+        self._measured.keep(graph, sizes)
         return model
 
     def _loaded(

@@ -200,7 +200,17 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
     "a great many outputs": (
         {"outputs": [Output(name="OUTPUT0")] * 200_000},
         Code.INVALID_ARGUMENT,
-        "200000 outputs are asked for, and model 'simple' has 2",
+        "output 'OUTPUT0' already exists in request for model 'simple'",
+    ),
+    "its only output twice": (
+        {
+            "model_name": "anything",
+            "inputs": [tensor("IN", ONES)],
+            "raw_input_contents": RAW[:1],
+            "outputs": [Output(name="OUT_IN"), Output(name="OUT_IN")],
+        },
+        Code.INVALID_ARGUMENT,
+        "output 'OUT_IN' already exists in request for model 'anything'",
     ),
     "a great many dimensions": (
         {

@@ -235,8 +235,7 @@ DATATYPES = frozenset(
 def _wanted(request: pb.ModelInferRequest) -> Sequence[str]:
     if not request.outputs:
         return OUTPUTS
-    if len(request.outputs) > len(OUTPUTS):
-        raise InvalidArgument(f"an explanation has the outputs {listed(OUTPUTS)}, each of them once")
+    wanted: list[str] = []
     for each in request.outputs:
         if each.name not in OUTPUTS:
             raise InvalidArgument(
@@ -244,7 +243,10 @@ def _wanted(request: pb.ModelInferRequest) -> Sequence[str]:
             )
         if each.parameters:
             raise InvalidArgument(f"output {quoted(each.name)} of an explanation takes no parameters")
-    return [each.name for each in request.outputs]
+        if each.name in wanted:
+            raise InvalidArgument(f"output {quoted(each.name)} already exists in request")
+        wanted.append(each.name)
+    return wanted
 
 
 def _whole_tensors(whole: WholeMap) -> list[Tensor]:

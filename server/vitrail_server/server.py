@@ -46,6 +46,7 @@ from vitrail_server.rpc.inference.handlers import add_to_server as add_inference
 from vitrail_server.rpc.inference.infer import InferenceEngine
 from vitrail_server.rpc.inference.service import InferenceService
 from vitrail_server.rpc.model_service import ModelService
+from vitrail_server.rpc.ports import obstacle, place, refusal
 from vitrail_server.rpc.session import Engine
 from vitrail_server.rpc.tls import server_credentials
 from vitrail_server.rpc.tokens import read_tokens
@@ -121,8 +122,8 @@ class Server:
         self.grpc_port = self._bind()
         self.metrics_port = self._serve_metrics()
         await self._rpc.start()
-        log.info("rpcs on %s:%d", settings.grpc_address, self.grpc_port)
-        log.info("metrics on http://%s:%d/metrics", settings.metrics_address, self.metrics_port)
+        log.info("rpcs on %s", place(settings.grpc_address, self.grpc_port))
+        log.info("metrics on http://%s/metrics", place(settings.metrics_address, self.metrics_port))
         return self
 
     async def load(self) -> bool:
@@ -216,16 +217,20 @@ class Server:
 
     def _bind(self) -> int:
         settings = self._settings
-        address = f"{settings.grpc_address}:{settings.grpc_port}"
+        address, port = settings.grpc_address, settings.grpc_port
         credentials = server_credentials(settings)
         try:
             if credentials is None:
-                return self._rpc.add_insecure_port(address)
-            return self._rpc.add_secure_port(address, credentials)
+                return self._rpc.add_insecure_port(place(address, port))
+            return self._rpc.add_secure_port(place(address, port), credentials)
         except RuntimeError as error:
+            if (fault := obstacle(address, port)) is not None:
+                raise refusal("grpc", address, port, fault) from error
+            if credentials is None:
+                raise FailedPrecondition(f"--grpc-port: {place(address, port)} cannot be had") from error
             raise FailedPrecondition(
-                f"--grpc-port: {address} cannot be had; is another server running on it, and are the "
-                "certificates right if there are any?"
+                f"--grpc-server-key: {settings.grpc_server_key} is not the key of "
+                f"{settings.grpc_server_cert}, or one of them is not in PEM"
             ) from error
 
     def _serve_metrics(self) -> int:
@@ -233,10 +238,7 @@ class Server:
         try:
             return self._metrics.serve(settings.metrics_address, settings.metrics_port)
         except OSError as error:
-            raise FailedPrecondition(
-                f"--metrics-port: {settings.metrics_address}:{settings.metrics_port} cannot be had "
-                f"({error.strerror}); is another server running on it?"
-            ) from error
+            raise refusal("metrics", settings.metrics_address, settings.metrics_port, error) from error
 
 
 @dataclass(frozen=True, slots=True)

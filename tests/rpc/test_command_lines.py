@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from fakes import certificates
 from fakes.serving import ADDRESS
 from vitrail_server import cli
+from vitrail_server.rpc.ports import place
 
 LOCAL = ("--grpc-address", ADDRESS, "--metrics-address", ADDRESS, "--grpc-port", "0", "--metrics-port", "0")
 
@@ -48,11 +50,34 @@ def test_a_port_in_use(tmp_path: Path, ends: Ends, which: str) -> None:
 
 
 @pytest.mark.parametrize("which", ["--grpc-address", "--metrics-address"])
-def test_an_address_that_does_not_exist(tmp_path: Path, ends: Ends, which: str) -> None:
-    status, (said,) = ends(tmp_path, which, "no such address")
+@pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::1", "no such address"])
+def test_an_address_of_no_or_another_machine(tmp_path: Path, ends: Ends, which: str, address: str) -> None:
+    status, (said,) = ends(tmp_path, which, address)
 
     assert status == 1
-    assert "no such address:0 cannot be had" in said
+    assert said.startswith(f"vitrail-server: {which}: {address} is no address of this machine (")
+    assert said.endswith("); 0.0.0.0 stands for all it has")
+
+
+@pytest.mark.parametrize("key", ["CLIENT_KEY", "SERVER"])
+def test_a_key_that_is_another_ones_or_none(tmp_path: Path, ends: Ends, key: str) -> None:
+    cert, file = tmp_path / "cert.pem", tmp_path / "key.pem"
+    cert.write_bytes(certificates.SERVER)
+    file.write_bytes(getattr(certificates, key))
+    flags = ("--grpc-use-ssl", "--grpc-server-cert", str(cert), "--grpc-server-key", str(file))
+
+    assert ends(tmp_path, *flags) == (
+        1,
+        [f"vitrail-server: --grpc-server-key: {file} is not the key of {cert}, or one of them is not in PEM"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("address", "where"),
+    [(ADDRESS, f"{ADDRESS}:1"), ("localhost", "localhost:1"), ("::1", "[::1]:1"), ("[::]", "[::]:1")],
+)
+def test_an_address_of_ipv6_is_told_from_its_port(address: str, where: str) -> None:
+    assert place(address, 1) == where
 
 
 def test_a_repository_that_is_not_there(tmp_path: Path, ends: Ends) -> None:

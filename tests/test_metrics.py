@@ -137,6 +137,16 @@ def test_an_explanation_that_outlives_its_version_is_counted_without_it() -> Non
     assert value(metrics, "vitrail_explanations_total", nobody) == 1
 
 
+def test_a_version_that_comes_back_is_counted_again() -> None:
+    metrics = serving(("m", 3))
+    metrics.explanation_ended(ENDED, admitted=False)
+    metrics.model_state("m", 3, State.END, "unloaded")
+    metrics.model_state("m", 3, State.AVAILABLE, "")
+    metrics.explanation_ended(ENDED, admitted=False)
+
+    assert value(metrics, "vitrail_explanations_total", {**OF, "outcome": "complete"}) == 1
+
+
 def test_counters_of_a_version_begin_at_zero_for_every_outcome() -> None:
     metrics = Metrics()
     metrics.offered(("gradient", "occlusion"), 64, 1024)

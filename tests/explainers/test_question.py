@@ -200,6 +200,21 @@ class TestTopK:
         outputs = np.array([np.nan, 1, -np.inf], np.float32)
         assert Targets(3, None).resolve(outputs).tolist() == [1, 2, 0]
 
+    @pytest.mark.parametrize(
+        "outputs",
+        [
+            [2, 5, 5, -1],
+            [0, 0, 0],
+            [np.nan, -np.inf, 1, np.nan],
+            [np.nan, np.nan, -np.inf],
+            [np.nan, np.nan],
+            [-np.inf, np.inf, np.inf],
+        ],
+    )
+    def test_the_highest_alone_is_the_first_of_all(self, outputs: list[float]) -> None:
+        array = np.array(outputs, np.float32)
+        assert Targets(1, None).resolve(array)[0] == Targets(len(outputs), None).resolve(array)[0]
+
     def test_rows_name_ranks_where_the_targets_are_not_known_yet(self) -> None:
         assert Targets(3, None).rows().tolist() == [-1, -2, -3]
 

@@ -86,6 +86,9 @@ class Targets:
     def resolve(self, outputs: NDArray[np.float32]) -> NDArray[np.int32]:
         """Return (count,): the elements explained, given the outputs (elements,) of the clean image."""
         if self.fixed is None:
+            highest = outputs.argmax()
+            if self.count == 1 and not np.isnan(outputs[highest]):  # not a tenth of the time of sorting
+                return np.array([highest], np.int32)
             return np.argsort(-outputs, kind="stable")[: self.count].astype(np.int32)
         return np.array(self.fixed, np.int32)
 

@@ -185,7 +185,7 @@ class Metrics:
         )
         self._model_memory = self._gauge(
             "vitrail_model_memory_bytes",
-            "How much the server's resident memory grew while a version was loaded.",
+            "Memory that a version takes: what the server grew by while it was loaded, and its plans.",
             VERSION,
         )
         self._models_refused = self._gauge(
@@ -347,7 +347,7 @@ class Metrics:
                 self._model_state.labels(*of, each.value).set(each is state)
 
     def model_memory(self, name: str, version: int, size: int) -> None:
-        """Show what loading a version added to the server's memory; from any thread, while it is loaded."""
+        """Show what a version adds to the server's memory; from any thread, until it is unloaded."""
         self._model_memory.labels(name, str(version)).set(size)
 
     def model_refused(self, name: str, reason: str) -> None:  # noqa: ARG002 - not a label

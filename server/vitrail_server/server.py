@@ -21,6 +21,7 @@ from vitrail.errors import FailedPrecondition, VitrailError
 from vitrail.v1 import explanation_pb2, explanation_pb2_grpc, model_pb2, model_pb2_grpc
 from vitrail_server.events import ExplanationEnded, InferenceEnded
 from vitrail_server.explainers.question import Limits
+from vitrail_server.footprint import Footprint, Footprints
 from vitrail_server.inference.warmup import warm_up
 from vitrail_server.logs import log_explanation, log_inference
 from vitrail_server.metrics import Metrics
@@ -326,7 +327,7 @@ class _TensorFlowLoader:
         metrics: Metrics,
     ) -> None:
         self._settings = settings
-        self._metrics = metrics
+        self._footprints = Footprints(metrics.model_memory)
         self._planning = planning
         self._devices = devices
         self._settled: set[str] = set()
@@ -347,19 +348,23 @@ class _TensorFlowLoader:
         configure(self._settings.intra_op_threads, self._settings.inter_op_threads)
         names = devices_of(source.config.instances, source.name, count_gpus())
         instances: list[Instance] = []
+        footprint = self._footprints.begun(source.name, source.version)
         try:
             for name in names:
                 # What a GPU does has to be measured there, and two processes would share its memory badly;
                 # and the maps of all instances have the same bits, so all are made in the same way.
-                servable = self._load_on(name, source, separate=names == (FIRST,))
+                servable = self._load_on(name, source, footprint, separate=names == (FIRST,))
                 instances.append(Instance(name, servable))
         except BaseException:
             for each in instances:
                 each.servable.close()
             raise
+        self._footprints.loaded(source.name, source.version, footprint)
         return Replicated(instances)
 
-    def _load_on(self, device: str, source: VersionSource, *, separate: bool = False) -> Servable:
+    def _load_on(
+        self, device: str, source: VersionSource, footprint: Footprint, *, separate: bool = False
+    ) -> Servable:
         from vitrail_server.savedmodel.platform import computing_on, settle_on
 
         def run(chore: Callable[[], T]) -> T:
@@ -386,9 +391,9 @@ class _TensorFlowLoader:
                 ),
                 run=run,
                 background=plan,
+                report=partial(footprint.report, device),
                 separate=separate,
             )
-        self._metrics.model_memory(source.name, source.version, servable.memory_bytes)
         try:
             for sample in source.config.warmup:
                 rows = partial(rows_of, sample, servable.description, source.warmup)

@@ -1,8 +1,8 @@
-"""A switch that the whole process has one of, for threads that want it set differently."""
+"""What threads do in turn: with a switch that the whole process has one of, or one after the other."""
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 
 class Turns:
@@ -32,3 +32,8 @@ class Turns:
             with self._changed:
                 self._inside -= 1
                 self._changed.notify_all()
+
+
+def one_at_a_time() -> AbstractContextManager[object]:
+    """Return what lets one thread at a time into its blocks; that one, into one within another too."""
+    return threading.RLock()

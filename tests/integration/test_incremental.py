@@ -84,7 +84,11 @@ def totals(server: Server, name: str) -> dict[str, float]:
 async def test_incremental_maps_are_the_full_ones(repository: Path) -> None:
     """Fills, orders and repetitions; what is said of them; and nothing is kept when they are over."""
     async with served(repository) as (server, client):
+        loaded = totals(server, "vitrail_model_memory_bytes")
         await settled(client, "auto")
+        planned = totals(server, "vitrail_model_memory_bytes")
+        assert planned["auto"] > loaded["auto"]
+        assert planned["off"] == loaded["off"]
         fills: list[Any] = [
             0.5,
             (10.0, 20.0, 30.0),

@@ -35,11 +35,21 @@ def loader() -> Iterator[SeparateLoader]:
     each.close()
 
 
+def ignore(_: int) -> None:
+    """What a version takes is nobody's business here."""
+
+
 def refuse(_: Callable[[], T], /) -> T:
     raise AssertionError("nothing should go through the device")
 
 
-def load(loader: SeparateLoader, path: Path, run: Any = refuse, **settings: Any) -> LoadedModel:
+def load(
+    loader: SeparateLoader,
+    path: Path,
+    run: Any = refuse,
+    report: Callable[[int], object] = ignore,
+    **settings: Any,
+) -> LoadedModel:
     return loader.load(
         name="tested",
         version=3,
@@ -47,6 +57,7 @@ def load(loader: SeparateLoader, path: Path, run: Any = refuse, **settings: Any)
         complete=lambda signature: (signature, ModelSettings(**{"image_input": "image", **settings})),
         run=run,
         background=at_once,
+        report=report,
     )
 
 
@@ -114,7 +125,9 @@ def test_what_a_model_added_to_memory_is_known(
 ) -> None:
     sizes = iter([1000, 1300])
     monkeypatch.setattr(memory, "resident_bytes", lambda: next(sizes))
-    assert load(loader, saved("convolutional")).memory_bytes == 300
+    reported: list[int] = []
+    load(loader, saved("convolutional"), report=reported.append)
+    assert reported == [300]
 
 
 def test_custom_gradients_come_back_too(saved: Saved, loader: SeparateLoader, device: DeviceThread) -> None:
@@ -145,7 +158,15 @@ def test_what_is_refused_is_refused_as_it_would_be_here(
     path = tmp_path if model == "missing" else saved(model)
     message = "TensorFlow cannot read the SavedModel" if model == "missing" else "it does not fit"
     with pytest.raises(FailedPrecondition, match=message):
-        loader.load(name="refused", version=1, path=path, complete=complete, run=refuse, background=at_once)
+        loader.load(
+            name="refused",
+            version=1,
+            path=path,
+            complete=complete,
+            run=refuse,
+            background=at_once,
+            report=ignore,
+        )
 
 
 def test_a_process_that_has_ended_is_started_again(saved: Saved, loader: SeparateLoader) -> None:
@@ -215,6 +236,7 @@ def test_a_process_that_dies_while_it_freezes_leaves_the_signature(
         complete=Killing(loader._process, 1),
         run=device.run,
         background=at_once,
+        report=ignore,
     )
     reason = "freezing it ended the process that tried it"
     assert model.description.capabilities.frozen_reason == reason
@@ -234,6 +256,7 @@ def test_a_model_that_ends_every_process_is_not_served(saved: Saved, loader: Sep
             complete=Killing(loader._process, 2),
             run=refuse,
             background=at_once,
+            report=ignore,
         )
 
 

@@ -18,6 +18,7 @@ from runtime.stage import Recorder
 from vitrail_server.explainers.gradient import GradientParameters, GradientRun
 from vitrail_server.explainers.occlusion import OcclusionParameters, OcclusionRun
 from vitrail_server.explainers.question import Question
+from vitrail_server.footprint import Footprint
 from vitrail_server.metrics import Metrics
 from vitrail_server.repository.directory import read_model_directory
 from vitrail_server.repository.source import read_model
@@ -41,7 +42,10 @@ async def main(directory: Path) -> dict[str, Any]:
     planning, reaping = Lane("planning"), Lane("reaping")
     metrics = Metrics()
     loader = _TensorFlowLoader(settings, devices, planning, reaping, CacheBudget(1 << 20, metrics), metrics)
-    instances = [Instance(name, await asyncio.to_thread(loader._load_on, name, source)) for name in NAMES]
+    footprint = Footprint(lambda *_: None)
+    instances = [
+        Instance(name, await asyncio.to_thread(loader._load_on, name, source, footprint)) for name in NAMES
+    ]
     version = Replicated(instances)
     placed = await placed_on(devices, instances)
     image = np.random.default_rng(0).random((*SIZE, 3), np.float32)

@@ -17,6 +17,7 @@ from vitrail.errors import FailedPrecondition
 from vitrail_server.savedmodel.freeze import freeze
 from vitrail_server.savedmodel.functions import Forward, Gradient, trace_forward, zeros
 from vitrail_server.savedmodel.graph import SIGMOID, SOFTMAX, Graph
+from vitrail_server.savedmodel.incremental.allowance import allowance
 from vitrail_server.savedmodel.incremental.budget import CacheBudget
 from vitrail_server.savedmodel.incremental.capability import reason_against, typical_reason
 from vitrail_server.savedmodel.incremental.graph import SizedGraph
@@ -279,6 +280,7 @@ class Planning:
             samples=samples,
             programs={size: programs[Kind.FORWARD, size] for size in samples},
             max_batch_size=description.settings.max_batch_size,
+            allowance=allowance(forward.flat.constant_bytes, graphs, samples, programs),
             products=forward.products,
         )
         return Preparations(
@@ -307,8 +309,6 @@ class LoadedModel:
     ) -> None:
         """`forward` and `gradient` are what `programs` are made of; `whole` has all outputs served."""
         self.description = description
-        self.memory_bytes = 0
-        """How much the process grew while it was loaded."""
         self.forward: Forward | None = forward
         self.gradient = gradient
         self.programs = dict(programs or {})
@@ -316,6 +316,16 @@ class LoadedModel:
         self._predictors: Predictors | None = Predictors(
             whole, max(1, description.settings.max_request_batch), seconds=seconds
         )
+
+    def settle(self, loaded: int, report: Callable[[int], object]) -> None:
+        """Take what the process grew by while it was loaded, and `report` what it takes.
+
+        That is done now, and whenever a plan comes or goes, from any thread.
+        """
+        if self._preparations is None:
+            report(loaded)
+        else:
+            self._preparations.settle(loaded, report)
 
     def program(self, kind: Kind, image_size: ImageSize) -> Program:
         """Return the program for images of one of the sizes served.

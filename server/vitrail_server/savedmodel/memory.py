@@ -1,4 +1,4 @@
-"""Gives memory back to the operating system after an unload.
+"""Gives memory back to the operating system after an unload, and tells how much is in use.
 
 TensorFlow's graphs and Python's functions refer to each other in circles, so nothing is freed before the
 garbage collector has run; and glibc keeps what was freed until it is told not to.
@@ -49,6 +49,12 @@ def resident_bytes() -> int:
     except (OSError, IndexError):
         return 0
     return int(pages) * resource.getpagesize()
+
+
+def settled_bytes() -> int:
+    """Return the memory in use after what is not needed was released; 0 where the system does not tell."""
+    release_memory()
+    return resident_bytes()
 
 
 def release_memory() -> None:

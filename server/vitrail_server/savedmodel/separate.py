@@ -234,12 +234,14 @@ class SeparateLoader:
         complete: "Complete",
         run: "Run",
         background: "Background",
+        report: Callable[[int], object],
         separate: bool = True,
     ) -> "LoadedModel":
         """Return the version whose SavedModel is at `path`, ready to serve; see `SavedModelLoader.load`.
 
-        Plans of incremental occlusions are made in the `background`. Unless it is prepared `separate`,
-        everything is done by this process.
+        Plans of incremental occlusions are made in the `background`; `report` is told what memory the
+        version takes, now and whenever one comes or goes. Unless it is prepared `separate`, everything is
+        done by this process.
 
         Raises:
             FailedPrecondition: the model cannot be served; the message says why and what would work.
@@ -249,8 +251,8 @@ class SeparateLoader:
         from vitrail_server.savedmodel.memory import (
             keep_freed_memory,
             leave_imports_alone,
-            release_memory,
             resident_bytes,
+            settled_bytes,
         )
         from vitrail_server.savedmodel.platform import configure
 
@@ -263,8 +265,7 @@ class SeparateLoader:
         graph = f"{_digest(path)} {separate}"  # elsewhere than here another device computes
         sizes = self._measured.of(graph)
         model = self._loaded(name, version, path, complete, run, background, sizes, separate=separate)
-        release_memory()
-        model.memory_bytes = max(0, resident_bytes() - before)
+        model.settle(max(0, settled_bytes() - before), report)
         for each in model.description.capabilities.batch_sizes:
             settings = model.description.settings
             key = settings.max_batch_size, settings.precision, each.kind, each.image_size

@@ -5,9 +5,10 @@ import random
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from tensorflow.python.eager import context
 
 from savedmodel.incremental.nets import Net, all_windows, differences, grid_of, net
+from vitrail_server.savedmodel.incremental.compact import CompactFunction
 from vitrail_server.savedmodel.passes import simplify
 
 SIZE = (96, 96)
@@ -46,6 +47,6 @@ def test_its_weights_are_shared_and_not_copied_into_the_graphs(mobilenet: Net) -
     plan = mobilenet.plan(grid_of(SIZE, (16, 16), (16, 16)))
     evaluator = mobilenet.evaluator(plan)
     weights = mobilenet.flat.constant_bytes
-    for concrete in (evaluator._tables, evaluator._windows):
-        assert concrete.graph.as_graph_def().ByteSize() < weights / 4
-    assert isinstance(evaluator._windows, tf.types.experimental.ConcreteFunction)
+    for function in (evaluator._tables, evaluator._windows):
+        assert isinstance(function, CompactFunction)
+        assert context.context().get_function_def(function._name).ByteSize() < weights / 4

@@ -44,7 +44,9 @@ def tested() -> Net:
 class Bench:
     """What preparations need; the background waits until it is told to go on."""
 
-    def __init__(self, tested: Net, limit: int = 1 << 20, full_batch: int = 1) -> None:
+    def __init__(
+        self, tested: Net, limit: int = 1 << 20, full_batch: int = 1, allowance: int = 1 << 40
+    ) -> None:
         self.tested = tested
         self.waiting: list[Callable[[], None]] = []
         self.caches = Caches()
@@ -62,6 +64,7 @@ class Bench:
             samples={SIZE: Sample(LAYOUT, (0, 1), 1)},
             programs={SIZE: program},
             max_batch_size=None,
+            allowance=allowance,
         )
         self.preparations = Preparations(
             self.model,
@@ -70,6 +73,7 @@ class Bench:
             budget=CacheBudget(limit, self.caches),
             time_slice=1000,
             clock=lambda: float(next(ticks)),
+            resident=lambda: 0,
         )
 
     def run(self, execute: Callable[[], Any]) -> Any:
@@ -199,14 +203,15 @@ def test_a_plan_that_saves_little_is_refused_with_what_stands_in_the_way() -> No
 
 
 def test_the_oldest_grid_is_forgotten(tested: Net, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparations, "MOST_PLANS", 2)
+    monkeypatch.setattr(preparations, "MOST_GRIDS", 2)
     bench = Bench(tested)
     grids = [grid_of(SIZE, (size, size), (size, size)) for size in (3, 4, 5)]
     for grid in grids:
         bench.program(grid)
+        bench.prepare()
 
     assert bench.reason(grids[0]) == "it was never asked for"
-    assert bench.reason(grids[2]) == "it is being prepared"
+    assert bench.reason(grids[2]) == ""
 
 
 def test_a_closed_version_prepares_nothing(tested: Net) -> None:
@@ -326,6 +331,7 @@ def verdict(
     forward: ForwardFunction | None = None,
     seconds: Callable[[], float] | None = None,
     time_slice: float = 1000.0,
+    full_batch: int = 2,
 ) -> Any:
     ticks = count()
     trial = Trial(
@@ -336,7 +342,7 @@ def verdict(
         lambda execute: execute(),
         seconds or (lambda: float(next(ticks))),
     )
-    return trial.verdict(tested.subject(), largest=16, time_slice=time_slice, full_batch=2)
+    return trial.verdict(tested.subject(), largest=16, time_slice=time_slice, full_batch=full_batch)
 
 
 def test_a_plan_that_gives_other_numbers_is_refused(tested: Net) -> None:
@@ -364,8 +370,23 @@ def test_a_noisy_forward_may_differ_by_its_noise(tested: Net) -> None:
     found = verdict(tested, forward=noisy)
 
     assert found.reason == ""
-    assert found.error == pytest.approx(1e-4 / 16, rel=0.3)
-    assert found.noise == pytest.approx(1e-4 * 15 / 16, rel=0.3)
+    assert found.error == pytest.approx(1e-4 / 2, rel=0.3)
+    assert found.noise == pytest.approx(1e-4 / 2, rel=0.3)
+
+
+@pytest.mark.parametrize(("full_batch", "sizes"), [(1, {1, 2}), (3, {1, 3}), (40, {1, 40})])
+def test_the_full_forward_is_tried_in_the_batches_that_it_serves(
+    tested: Net, full_batch: int, sizes: set[int]
+) -> None:
+    """Larger ones would take memory that nothing else needs; the other size is for the noise."""
+    found: list[int] = []
+
+    def forward(arrays: Arrays, wanted: Collection[str]) -> Mapping[str, NDArray[np.generic]]:
+        found.append(len(arrays["image"]))
+        return tested.forward(arrays, wanted)
+
+    verdict(tested, forward=forward, full_batch=full_batch)
+    assert set(found) == sizes
 
 
 def test_a_plan_that_is_slow_is_refused(tested: Net) -> None:

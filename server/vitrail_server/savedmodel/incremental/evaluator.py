@@ -43,6 +43,7 @@ class Evaluator:
         self._outputs = tuple(outputs)
         self._tables = trace_tables(graph, plan, weights)
         self._windows = trace_windows(graph, plan, weights)
+        self.operations = self._tables.operations + self._windows.operations
 
     def tables(self, subject: Subject) -> Tables:
         """Return what is kept of the subject's image, nothing hidden.

@@ -10,6 +10,7 @@ held anywhere.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,17 +18,18 @@ import tensorflow as tf
 
 from vitrail_server.savedmodel.flat import Node, copy_of, first_output, name_of
 from vitrail_server.savedmodel.importing import imported
+from vitrail_server.savedmodel.incremental.compact import CompactFunction
 from vitrail_server.savedmodel.incremental.graph import SMALL, SizedGraph
 from vitrail_server.savedmodel.incremental.operations import Windowed
-from vitrail_server.savedmodel.incremental.plan import PAD_ROWS, Crop, Plan, Step
+from vitrail_server.savedmodel.incremental.plan import PAD_ROWS, Crop, Plan, Region, Step
 from vitrail_server.savedmodel.incremental.weights import Weights
 
 Tensor: TypeAlias = Any
 """A tf.Tensor; TensorFlow carries no types."""
 
 
-def trace_tables(graph: SizedGraph, plan: Plan, weights: Weights) -> Any:
-    """Return a concrete function from the inputs, for one image, to the tables that the plan needs."""
+def trace_tables(graph: SizedGraph, plan: Plan, weights: Weights) -> CompactFunction:
+    """Return a function from the inputs, for one image, to the tables that the plan needs."""
 
     def tables(*inputs: Tensor) -> list[Tensor]:
         importer = _Importer(graph, weights)
@@ -35,11 +37,11 @@ def trace_tables(graph: SizedGraph, plan: Plan, weights: Weights) -> Any:
         maps = importer.subgraph(graph.nodes, feeds, plan.tables)
         return [_table(each) for each in maps]
 
-    return tf.function(tables, autograph=False).get_concrete_function(*_specs(graph, 1))
+    return CompactFunction(tf.function(tables, autograph=False).get_concrete_function(*_specs(graph, 1)))
 
 
-def trace_windows(graph: SizedGraph, plan: Plan, weights: Weights) -> Any:
-    """Return a concrete function from windows of an image to the model's outputs.
+def trace_windows(graph: SizedGraph, plan: Plan, weights: Weights) -> CompactFunction:
+    """Return a function from windows of an image to the model's outputs.
 
     It takes where the regions begin (places, 2, batch), what the regions of the image show (batch, rows,
     columns, channels), the tables, and the inputs beside the image in a batch.
@@ -54,12 +56,13 @@ def trace_windows(graph: SizedGraph, plan: Plan, weights: Weights) -> Any:
         feeds = dict(zip((f"{each}:0" for each in others), arguments[len(plan.tables) :], strict=True))
         return _Windows(graph, plan, weights, starts, tables).outputs(shown, feeds)
 
-    return tf.function(windows, autograph=False).get_concrete_function(
+    concrete = tf.function(windows, autograph=False).get_concrete_function(
         tf.TensorSpec((None, 2, None), tf.int32),
         tf.TensorSpec((None, rows, columns, image.shape[3]), image.dtype),
         *(_table_spec(graph, each) for each in plan.tables),
         *(specs[each] for each in others),
     )
+    return CompactFunction(concrete)
 
 
 class _Importer:
@@ -143,6 +146,7 @@ class _Windows:
         self._tables = tables
         self._fresh: dict[str, Tensor] = {}
         self._rows: dict[str, Tensor] = {}
+        self._made: dict[tuple[object, ...], Tensor] = {}
         self._batch = tf.range(tf.shape(starts)[2])
 
     def outputs(self, shown: Tensor, feeds: Mapping[str, Tensor]) -> list[Tensor]:
@@ -196,9 +200,17 @@ class _Windows:
     def _indices(self, crop: Crop) -> Tensor:
         """Return which of these rows each pixel of a window is, (batch, rows, columns)."""
         region = self._plan.regions[crop.tensor]
+        place = self._plan.places[crop.tensor]
+        # Maps of the same geometry, of which a network has many, share what says where their pixels are.
+        key = place, region.extent, region.size, astuple(crop)[1:]
+        if key not in self._made:
+            self._made[key] = self._new_indices(crop, region, place)
+        return self._made[key]
+
+    def _new_indices(self, crop: Crop, region: Region, place: int) -> Tensor:
         (height, width), (tall, wide) = region.extent, region.size
         (y, is_new_y, is_in_y), (x, is_new_x, is_in_x) = (self._along(crop, axis) for axis in (0, 1))
-        first, left = self._begins(crop.tensor, 0), self._begins(crop.tensor, 1)
+        first, left = self._begins(place, 0), self._begins(place, 1)
         new = (PAD_ROWS + height * width + self._batch * (tall * wide) - first * wide - left)[
             :, None
         ] + y * wide
@@ -215,14 +227,18 @@ class _Windows:
         """Return a window's coordinates along an axis (batch, size), and which are in the region and map."""
         region = self._plan.regions[crop.tensor]
         offsets = np.arange(crop.size[axis], dtype=np.int32) * crop.step[axis] - crop.before[axis]
-        begin = self._batch * 0 if crop.at is None else self._starts[crop.at, axis] * crop.stride[axis]
+        begin = self._batch * 0 if crop.at is None else self._begins(crop.at, axis) * crop.stride[axis]
         where = begin[:, None] + offsets
-        within = where - self._begins(crop.tensor, axis)[:, None]
+        within = where - self._begins(self._plan.places[crop.tensor], axis)[:, None]
         is_new = (within >= 0) & (within < region.size[axis])
         return where, is_new, (where >= 0) & (where < region.extent[axis])
 
-    def _begins(self, tensor: str, axis: int) -> Tensor:
-        return self._starts[self._plan.places[tensor], axis]
+    def _begins(self, place: int, axis: int) -> Tensor:
+        """Return where the regions of a place begin along an axis, (batch,)."""
+        key = place, axis
+        if key not in self._made:
+            self._made[key] = self._starts[place, axis]
+        return self._made[key]
 
     def _shares(self, step: Step, operation: Windowed) -> Tensor:
         """Return by what a mean over whole windows is multiplied to be one over what is in the map."""
@@ -232,7 +248,7 @@ class _Windows:
         inside = []
         for axis, sliding in enumerate((operation.rows, operation.columns)):
             offsets = np.arange(size[axis], dtype=np.int32) * sliding.stride - sliding.before
-            begin = self._starts[crop.at, axis][:, None] * sliding.stride + offsets
+            begin = self._begins(self._plan.places[step.node.name], axis)[:, None] * sliding.stride + offsets
             count = tf.minimum(begin + sliding.kernel, extent[axis]) - tf.maximum(begin, 0)
             inside.append(tf.cast(sliding.kernel, tf.float32) / tf.cast(count, tf.float32))
         return (inside[0][:, :, None] * inside[1][:, None, :])[..., None]

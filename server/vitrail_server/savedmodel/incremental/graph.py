@@ -1,6 +1,7 @@
 """A flat graph for images of one size: what every tensor depends on, and its shape for one image."""
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import tensorflow as tf
@@ -49,6 +50,11 @@ class SizedGraph:
     def dtype(self, reference: str) -> Any:
         """Return the TensorFlow type of a tensor."""
         return self._tensors[first_output(reference)].dtype
+
+    def tensor_bytes(self, reference: str) -> int:
+        """Return how large a tensor is for one image; 0 where that is not known."""
+        shape = self.shape(reference) if first_output(reference) in self._tensors else None
+        return 0 if shape is None else prod(shape) * int(self.dtype(reference).size)
 
 
 def _in_order(flat: FlatGraph) -> list[Node]:

@@ -2,15 +2,19 @@
 
 An explanation never waits for a plan. As long as there is none, or none that pays, it runs in full; which of
 the two it is, is decided when it begins and never changes.
+
+Plans take memory, a version at most its `allowance`. Where there is no room for another plan, one that was
+not used for long makes way; but of grids that take turns one stays planned, and the others run in full.
 """
 
 import logging
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from vitrail_server.savedmodel.incremental.allowance import charge
 from vitrail_server.savedmodel.incremental.budget import CacheBudget
 from vitrail_server.savedmodel.incremental.check import LARGEST_BATCH, Trial
 from vitrail_server.savedmodel.incremental.evaluator import Evaluator, table_bytes
@@ -18,18 +22,24 @@ from vitrail_server.savedmodel.incremental.graph import SizedGraph
 from vitrail_server.savedmodel.incremental.plan import FEWEST_WINDOWS, Plan, make_plan
 from vitrail_server.savedmodel.incremental.program import IncrementalProgram, Prepared
 from vitrail_server.savedmodel.incremental.weights import Weights
-from vitrail_server.savedmodel.memory import release_memory
+from vitrail_server.savedmodel.memory import release_memory, settled_bytes
 from vitrail_server.savedmodel.probe import Run, Sample
 from vitrail_server.savedmodel.products import Products
 from vitrail_server.savedmodel.programs import ForwardFunction
 from vitrail_server.servable import ImageSize, Program, WindowGrid
+from vitrail_server.turns import one_at_a_time
 from vitrail_server.wording import reason_of
 
-MOST_PLANS = 16
-"""Grids of one version that are remembered; one more forgets the one that was not used for longest."""
+MOST_GRIDS = 64
+"""Grids of one version that are remembered, planned or not; one more forgets one not asked for longest."""
+
+MOST_PATIENCE = 64
+"""How often a grid has to be asked for at most, before another that was not asked for meanwhile makes way."""
 
 TYPICAL_WINDOWS = 14
 """Windows along each side of the image by which a version is judged when it is loaded: 16 pixels of 224."""
+
+NO_ROOM = "there is no room for its plan beside those of other grids, which are asked for more often"
 
 log = logging.getLogger(__name__)
 
@@ -54,20 +64,42 @@ class PlannedModel:
     """The full forwards."""
     max_batch_size: int | None
     """The largest batch that the model's configuration allows. None: no limit."""
+    allowance: int
+    """The bytes that the version may take with its plans; it may always have one."""
     products: Products = nullcontext
     """How its functions are to be run."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Entry:
     """What became of a grid: nothing yet, something that can be used, or a reason."""
 
     prepared: Prepared | None = None
-    reason: str = "it is being prepared"
+    reason: str = NO_ROOM
+    preparing: bool = False
+    refused: bool = False
+    """A plan was tried, or would have been, and is of no use."""
+    size: int = 0
+    """The bytes that its plan takes."""
+    users: int = 0
+    """Explanations that are computed by its plan."""
+    forgotten: int = 0
+    """How often its plan made way for another."""
+    asked: deque[int] = field(default_factory=lambda: deque(maxlen=MOST_PATIENCE))
+    """When it was last asked for, in requests of all grids."""
+
+    @property
+    def patience(self) -> int:
+        """How often it has to be asked for before another makes way: more often each time that it did."""
+        return int(min(2 << self.forgotten, MOST_PATIENCE))
+
+    def outlasts(self, other: "_Entry") -> bool:
+        """Return whether it was asked for so often since the other one was."""
+        return sum(each > other.asked[-1] for each in self.asked) >= self.patience
 
 
 class Preparations:
-    """Plans by image size and grid. `program` is for the event loop; the rest happens in the background."""
+    """Plans by image size and grid. `program` is for the event loop; what takes long, for the background."""
 
     def __init__(
         self,
@@ -78,35 +110,55 @@ class Preparations:
         budget: CacheBudget,
         time_slice: float,
         clock: Callable[[], float] = time.perf_counter,
+        resident: Callable[[], int] = settled_bytes,
     ) -> None:
+        """`resident` returns the memory that the process takes, without what it does not need; 0: unknown."""
         self._model: PlannedModel | None = model
         self._run = run
         self._background = background
         self._budget = budget
         self._time_slice = time_slice
         self._clock = clock
+        self._resident = resident
+        self._loaded = 0
+        self._report: Callable[[int], object] = lambda size: size
+        self._requests = 0
+        self._largest = 0
+        self._lock = one_at_a_time()  # over what follows
         self._entries: OrderedDict[tuple[ImageSize, WindowGrid], _Entry] = OrderedDict()
+
+    def settle(self, loaded: int, report: Callable[[int], object]) -> None:
+        """Begin from what the version takes without plans; `report` what it takes, now and at each change."""
+        self._loaded = loaded
+        self._report = report
+        self._changed()
 
     def program(self, size: ImageSize, grid: WindowGrid) -> IncrementalProgram | None:
         """Return a program for one explanation, to be closed after it; None if it is to run in full.
 
-        A grid that was never asked for is prepared in the background for the next time.
+        A grid that has no plan is prepared in the background for the next time, if there is room for it.
         """
-        if self._model is None or len(grid) < FEWEST_WINDOWS:
+        if len(grid) < FEWEST_WINDOWS:
             return None
-        key = size, grid
-        if key not in self._entries:
-            entry = self._entries[key] = _Entry()
-            while len(self._entries) > MOST_PLANS:
-                self._entries.popitem(last=False)
-            self._background(lambda: self._prepare(size, grid, entry))
-            return None
-        self._entries.move_to_end(key)
-        prepared = self._entries[key].prepared
-        if prepared is None or prepared.failure:
-            return None
-        give_back = self._budget.take(prepared.evaluator.table_bytes)
-        return None if give_back is None else IncrementalProgram(prepared, give_back, self._clock)
+        with self._lock:
+            if self._model is None:
+                return None
+            entry = self._asked_for(size, grid)
+            if entry.prepared is None:
+                if not entry.preparing and not entry.refused and self._makes_room(entry):
+                    entry.preparing, entry.reason = True, "it is being prepared"
+                    self._background(lambda: self._prepare(size, grid, entry))
+                return None
+            if reason := entry.prepared.failure:
+                if not entry.users:
+                    entry.refused = True
+                    self._forget(entry, reason)
+                return None
+            give_back = self._budget.take(entry.prepared.evaluator.table_bytes)
+            if give_back is None:
+                return None
+            entry.users += 1
+            return IncrementalProgram(entry.prepared, self._ended(entry, give_back), self._clock)
 
     def reason(self, size: ImageSize, grid: WindowGrid) -> str:
         """Return why explanations of this grid run in full; empty if they do not have to."""
@@ -119,36 +171,133 @@ class Preparations:
 
     def close(self) -> None:
         """Prepare nothing more, and forget everything."""
-        self._model = None
-        self._entries.clear()
+        with self._lock:
+            self._model = None
+            self._entries.clear()
+
+    def _asked_for(self, size: ImageSize, grid: WindowGrid) -> _Entry:
+        """Return the entry of a grid, now the last one that was asked for."""
+        key = size, grid
+        entry = self._entries.setdefault(key, _Entry())
+        self._entries.move_to_end(key)
+        self._requests += 1
+        entry.asked.append(self._requests)
+        if len(self._entries) > MOST_GRIDS:
+            for oldest, each in self._entries.items():
+                if not each.users and not each.preparing:
+                    self._forget(each, NO_ROOM)
+                    del self._entries[oldest]
+                    break
+        return entry
+
+    def _makes_room(self, entry: _Entry) -> bool:
+        """Return whether a plan may be made, and forget those that make way for it.
+
+        It is expected to be as large as the largest so far.
+        """
+        model = self._model
+        others = [each for each in self._entries.values() if each.prepared or each.preparing]
+        excess = self._excess(1 + sum(each.preparing for each in others))
+        going: list[_Entry] = []
+        for each in others:  # those not asked for longest first
+            if excess > 0 and each.prepared and not each.users and entry.outlasts(each):
+                going.append(each)
+                excess -= each.size
+        if model is None or (excess > 0 and len(going) < len(others)):
+            return False
+        for each in going:
+            self._forget(each, NO_ROOM)
+        return True
+
+    def _excess(self, coming: int = 0) -> int:
+        """Return the bytes by which the version takes too much, with so many plans more."""
+        allowed = self._model.allowance if self._model else 0
+        return self._taken() + coming * self._largest - allowed
+
+    def _taken(self) -> int:
+        return self._loaded + sum(each.size for each in self._entries.values())
+
+    def _forget(self, entry: _Entry, reason: str) -> None:
+        """Let go of a plan that nobody uses, if there is one."""
+        if entry.prepared is None:
+            return
+        gone = [entry.prepared]
+        entry.prepared, entry.size, entry.reason = None, 0, reason
+        entry.forgotten += 1
+        self._changed()
+
+        def let_go() -> None:
+            gone.clear()
+            release_memory()
+
+        self._background(let_go)
+
+    def _keep_within(self) -> None:
+        """Forget plans, those not asked for longest first, until the others have room or one is left."""
+        planned = [each for each in self._entries.values() if each.prepared]
+        for each in planned[:-1]:
+            if self._excess() > 0 and not each.users:
+                self._forget(each, NO_ROOM)
+
+    def _ended(self, entry: _Entry, give_back: Callable[[], None]) -> Callable[[], None]:
+        """Return what is called when an explanation that uses a plan is over."""
+        using = [entry]  # emptied by the first call
+
+        def ended() -> None:
+            give_back()
+            with self._lock:
+                while using:
+                    using.pop().users -= 1
+                    self._keep_within()
+
+        return ended
+
+    def _changed(self) -> None:
+        """Report what the version takes; once it is closed, nobody asks."""
+        if self._model is not None:
+            self._report(self._taken())
 
     def _prepare(self, size: ImageSize, grid: WindowGrid, entry: _Entry) -> None:
         model = self._model
         if model is None:
             return
+        prepared, taken, reason = None, 0, ""
         try:
-            entry.prepared, entry.reason = self._prepared(model, size, grid)
+            prepared, taken, reason = self._prepared(model, size, grid)
         except Exception as error:  # whatever it is, the full forward still works
             if self._model is not None:  # else it was taken away from under this
                 log.exception("a plan for incremental occlusion could not be made")
-            entry.reason = f"it could not be prepared: {reason_of(error)}"
-        if self._model is None:  # unloaded meanwhile
-            entry.prepared = model = None
-            release_memory()
+            reason = f"it could not be prepared: {reason_of(error)}"
+        with self._lock:
+            if self._model is not None:
+                entry.preparing, entry.refused = False, prepared is None
+                entry.prepared, entry.size, entry.reason = prepared, taken, reason
+                self._largest = max(self._largest, taken)
+                self._changed()
+                self._keep_within()
+                return
+        prepared = model = None  # it was unloaded meanwhile
+        release_memory()
 
     def _prepared(
         self, model: PlannedModel, size: ImageSize, grid: WindowGrid
-    ) -> tuple[Prepared | None, str]:
+    ) -> tuple[Prepared | None, int, str]:
+        """Return a plan with its bytes, or why there is none."""
         graph = model.graphs[size]
         plan = make_plan(graph, grid)
         if not plan.worthwhile:
-            return None, obstacle_of(plan)
+            return None, 0, obstacle_of(plan)
         needed = table_bytes(graph, plan)
         if needed > self._budget.limit:
-            return None, (
-                f"its activations take {needed} bytes, and --incremental-cache-bytes allows "
-                f"{self._budget.limit}"
+            return (
+                None,
+                0,
+                (
+                    f"its activations take {needed} bytes, and --incremental-cache-bytes allows "
+                    f"{self._budget.limit}"
+                ),
             )
+        before = self._resident()
         sample, full = model.samples[size], model.programs[size]
         image_input = sample.layout.image_input
         evaluator = Evaluator(
@@ -167,17 +316,19 @@ class Preparations:
             time_slice=self._time_slice,
             full_batch=full.batch_size,
         )
+        grown = charge(evaluator.operations, before, self._resident())
         log.info(
-            "incremental occlusion of %d windows: %s (%.2f times as fast, error %.1e, noise %.1e)",
+            "incremental occlusion of %d windows: %s (%.2f times as fast, error %.1e, noise %.1e, %.1f MiB)",
             len(grid),
             verdict.reason or f"batches of {verdict.batch_size}",
             verdict.speedup,
             verdict.error,
             verdict.noise,
+            grown / 2**20,
         )
         if verdict.reason:
-            return None, verdict.reason
-        return Prepared(evaluator, verdict.batch_size, verdict.seconds), ""
+            return None, 0, verdict.reason
+        return Prepared(evaluator, verdict.batch_size, verdict.seconds), grown, ""
 
 
 def typical_grid(size: ImageSize) -> WindowGrid:

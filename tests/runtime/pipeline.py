@@ -14,6 +14,9 @@ from runtime.simulation import ENDLESS, RESULT
 from vitrail_server.runtime.entry import DEFAULT_PRIORITY, Batch, Entry, Part
 from vitrail_server.runtime.scheduler import Scheduler
 
+MOST_AT_ONCE = 200
+"""More than happens in one moment of any stream of arrivals."""
+
 
 @dataclass(frozen=True)
 class Begun:
@@ -93,9 +96,13 @@ class Pipeline:
 
     def run(self, until: float = float("inf")) -> None:
         """Let time pass, until a moment or until nothing more happens."""
+        at_once = 0
         while self._events and self._events[0][0] <= until:
+            before = self.now
             self.now, _, happens = heappop(self._events)
             happens()
+            at_once = at_once + 1 if self.now == before else 0
+            assert at_once < MOST_AT_ONCE, "time stands still: the same rows are handed out again and again"
 
     def _fill(self) -> None:
         if self._running is None:

@@ -502,7 +502,7 @@ class TestPriority:
         simulation.arrive("urgent", program, 4 * 200, priority=1)
         simulation.arrive("first", program)
         while not simulation.entries[0].run.finished:
-            simulation.step()
+            assert simulation.step()
         simulation.arrive("second", program)
         before = dict(simulation.seconds)
         simulation.run_for(6)
@@ -515,7 +515,7 @@ class TestPriority:
         simulation.arrive("a", program)
         simulation.arrive("b", program)
         while not simulation.entries[0].run.finished:
-            simulation.step()
+            assert simulation.step()
         done = [run_of(entry).done for entry in simulation.entries]
         simulation.run_for(6)
         after = [run_of(entry).done for entry in simulation.entries]
@@ -535,7 +535,7 @@ class TestTimeBudget:
         simulation = Simulation()
         simulation.arrive("a", CostedProgram(4, 0.25), ends=1.0)
         while simulation.step():
-            pass
+            assert simulation.now <= 1.0
         assert simulation.now == 1.0
 
     def test_a_longer_measurement_stops_it_earlier(self) -> None:

@@ -186,3 +186,21 @@ def test_a_version_may_take_four_times_its_weights_and_one_batch(tested: Net) ->
         allowance(1000, {SIZE: tested.graph}, {SIZE: sample}, {(Kind.FORWARD, SIZE): program}) == 4000 + batch
     )
     assert np.isclose(LAYOUT.nbytes, 4 * 20 * 20 * 3)
+
+
+def test_of_many_grids_the_one_not_asked_for_longest_is_forgotten(
+    tested: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its plan too, but not while it is used; then it is the next."""
+    monkeypatch.setattr(preparations, "MOST_GRIDS", 2)
+    room = Room(tested, plans=5)
+    room.ask(A)
+    running = room.begin(A)
+    room.ask(B)
+    room.ask(C)
+    assert [room.planned(grid) for grid in (A, B, C)] == [True, False, True]
+    assert room.reason(B) == "it was never asked for"
+    running.close()
+    room.ask(B)
+    assert [room.planned(grid) for grid in (A, B, C)] == [False, True, True]
+    assert room.reported[-1] == 1200

@@ -183,7 +183,7 @@ class Preparations:
         self._requests += 1
         entry.asked.append(self._requests)
         if len(self._entries) > MOST_GRIDS:
-            for oldest, each in self._entries.items():
+            for oldest, each in list(self._entries.items())[:-1]:
                 if not each.users and not each.preparing:
                     self._forget(each, NO_ROOM)
                     del self._entries[oldest]

@@ -56,6 +56,8 @@ class Scale:
     """Seconds in which the plan of an incremental occlusion must be ready; until then it runs in full."""
     libraries: bool = False
     """Whether to measure the libraries that `scripts/peers` installs."""
+    waits: bool = False
+    """Whether to measure waits that have no target."""
     rewritten: bool = False
     """Whether to measure what the server makes of a gradient."""
     precision: bool = False
@@ -72,7 +74,7 @@ class Scale:
 QUICK = Scale(
     cases=(
         Case("mobilenet_v2", 16, occlusion_limit=1.12, incremental_limit=0.52, peers=True),
-        Case("resnet50_v2", 32, occlusion_limit=1.05, incremental=False, callers=False),
+        Case("resnet50_v2", 32, occlusion_limit=1.05, incremental=False, limits=False, callers=False),
     ),
     rounds=LEAST_ROUNDS,
     seconds=0.05,
@@ -120,6 +122,7 @@ FULL = Scale(
     memory_stride=1,
     patience=60.0,
     libraries=True,
+    waits=True,
     rewritten=True,
     precision=True,
     loading=("mobilenet_v2", "resnet50_v2"),

@@ -42,8 +42,9 @@ def measure(sides: Sides) -> Iterator[Figure]:
         if case.callers:
             bench = _Bench(sides, case)
             yield bench.gradient_beside_occlusion()
-            yield bench.first_tile_beside_occlusions()
-            yield from bench.waits_by_priority()
+            if sides.scale.waits:
+                yield bench.first_tile_beside_occlusions()
+                yield from bench.waits_by_priority()
 
 
 def _simulated() -> Iterator[Figure]:

@@ -122,6 +122,12 @@ def test_a_machine_that_gets_faster_meanwhile_does_not_make_larger_batches_look_
     assert (measured.batch_size, measured.seconds) == (1, 1)
 
 
+@pytest.mark.parametrize(("row", "chosen"), [(0.1, 1), (0.01, 4), (0.001, 16)])
+def test_short_rows_share_what_the_server_does_around_a_batch(row: float, chosen: int) -> None:
+    """A row of 10 ms takes 11.5, 10.75, 10.375 in batches of 1, 2, 4; 8 are not tried any more."""
+    assert FakeDevice(overhead=0, row=row).chosen(largest=16) == chosen
+
+
 def test_the_seconds_are_those_of_one_batch() -> None:
     device = FakeDevice(overhead=1, row=1, free=8)
     measured = choose_batch_size(device.execute, lambda _: True, largest=8, time_slice=100, tolerance=0.05)

@@ -16,7 +16,7 @@ from tensorflow.python.framework import func_graph
 from saved_models import IMAGE, SUMS, numbers
 from savedmodel.conftest import DeviceThread, Load, Saved, load_model, loader_of
 from vitrail.errors import FailedPrecondition
-from vitrail_server.savedmodel import freeze, functions, warm
+from vitrail_server.savedmodel import freeze, functions, loader, warm
 from vitrail_server.savedmodel.flat import FlatGraph
 from vitrail_server.savedmodel.flatten import NotFlat
 from vitrail_server.savedmodel.memory import release_memory
@@ -283,6 +283,15 @@ def test_memory_bounds_the_batch(saved: Saved, device: DeviceThread) -> None:
         run=device.run,
     )
     assert {each.batch_size for each in capabilities(model).batch_sizes} == {1}
+
+
+@pytest.mark.usefixtures("_slots_alike")
+def test_a_batch_has_no_more_inputs_than_memory_is_kept_for(
+    saved: Saved, device: DeviceThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "LARGEST_KEPT", 5 * numbers(*IMAGE).nbytes)
+    model = load_model(saved("convolutional"), device.run)
+    assert {each.batch_size for each in capabilities(model).batch_sizes} == {4}
 
 
 def test_the_frozen_graph_answers_as_the_signature_does(

@@ -23,7 +23,7 @@ from vitrail_server.savedmodel.incremental.capability import reason_against, typ
 from vitrail_server.savedmodel.incremental.graph import SizedGraph
 from vitrail_server.savedmodel.incremental.preparations import Background, PlannedModel, Preparations
 from vitrail_server.savedmodel.incremental.weights import Weights
-from vitrail_server.savedmodel.memory import release_memory
+from vitrail_server.savedmodel.memory import LARGEST_KEPT, release_memory
 from vitrail_server.savedmodel.messages import Sizes
 from vitrail_server.savedmodel.platform import accelerated
 from vitrail_server.savedmodel.precision import TYPES, lowered_forward, require
@@ -170,6 +170,8 @@ class SavedModelLoader:
             clock=self._clock,
             time_slice=self._time_slice,
             batch_bytes=self._batch_bytes,
+            # Memory for more would be asked for, page by page, in every batch.
+            input_bytes=None if accelerated() else LARGEST_KEPT,
             max_batch_size=settings.max_batch_size,
             fixed_batch_size=behaviour.only_batch_size,
             activations=graph.activations(),

@@ -36,6 +36,8 @@ class Bench:
     """Seconds that a batch may take."""
     batch_bytes: int
     """Memory that a batch may take, by estimate."""
+    input_bytes: int | None
+    """Bytes of inputs that a batch may have. None: any."""
     max_batch_size: int | None
     """The largest batch that the model's configuration allows. None: no limit."""
     fixed_batch_size: int | None
@@ -88,6 +90,8 @@ class Bench:
         if size := self.fixed_batch_size:
             return Measured(size, fastest(lambda: execute(size)))
         affordable = self.batch_bytes // row_bytes(kind, sample.layout.nbytes, self.activations)
+        if self.input_bytes is not None:
+            affordable = min(affordable, self.input_bytes // sample.layout.nbytes)
         largest = min(self.max_batch_size or LARGEST_BATCH, max(1, affordable))
         return choose_batch_size(
             execute, alike, largest=largest, time_slice=self.time_slice, tolerance=TOLERANCE[kind]

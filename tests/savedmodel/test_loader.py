@@ -289,8 +289,9 @@ def test_memory_bounds_the_batch(saved: Saved, device: DeviceThread) -> None:
 def test_a_batch_has_no_more_inputs_than_memory_is_kept_for(
     saved: Saved, device: DeviceThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loader, "LARGEST_KEPT", 5 * numbers(*IMAGE).nbytes)
-    model = load_model(saved("convolutional"), device.run)
+    path = saved("convolutional", size=(8, 8))
+    monkeypatch.setattr(loader, "LARGEST_KEPT", 5 * numbers(8, 8, 3).nbytes)
+    model = load_model(path, device.run)
     assert {each.batch_size for each in capabilities(model).batch_sizes} == {4}
 
 

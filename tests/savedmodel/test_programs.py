@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from vitrail.errors import FailedPrecondition
 from vitrail_server.savedmodel.programs import BatchProgram, Derivatives, Differentiate, Evaluate
 from vitrail_server.savedmodel.rows import Arrays, InputLayout, RowLayout
-from vitrail_server.work import GradientRows, Objective, OccludeRows, OutOfMemory, Rows, Subject
+from vitrail_server.work import GradientRows, Objective, OccludeRows, OutOfMemory, PredictRows, Rows, Subject
 
 SHAPE = (2, 3, 1)
 LAYOUT = RowLayout("image", InputLayout(SHAPE, np.dtype(np.float32)), {})
@@ -88,6 +88,35 @@ def test_each_part_gets_its_own_rows_as_flat_float32() -> None:
     assert second.outputs.dtype == np.float32
     assert first.gradients is None
     assert forward.batches == [8], "one padded call"
+
+
+@pytest.mark.parametrize(("alone", "fixed", "batch"), [(True, False, 1), (True, True, 8), (False, False, 8)])
+def test_one_image_to_predict_is_padded_only_in_company(alone: bool, fixed: bool, batch: int) -> None:
+    """And where the signature takes one batch size only."""
+    forward = Sums()
+    program = occlude(forward, 8, fixed=fixed)
+    image = subject(2).image[None]
+    rows: list[Rows] = [PredictRows({"image": image}, ("total",), 1)]
+    if not alone:
+        rows.append(OccludeRows(subject(1), "total", windows(0)))
+    first, *_ = program.execute(rows)
+    assert first.tensors is not None
+    assert first.tensors["total"].tolist() == [12]
+    assert forward.batches == [batch]
+
+
+def test_two_images_to_predict_are_padded() -> None:
+    forward = Sums()
+    program = occlude(forward, 8)
+    image = np.concatenate([subject(2).image[None], subject(3).image[None]])
+    program.execute([PredictRows({"image": image}, ("total",), 2)])
+    assert forward.batches == [8]
+
+
+def test_every_shape_is_warmed_up() -> None:
+    forward = Sums()
+    occlude(forward, 4).warm(subject(1), "total")
+    assert forward.batches == [4, 1]
 
 
 def test_derivatives_are_those_of_each_part_padded_with_the_last() -> None:

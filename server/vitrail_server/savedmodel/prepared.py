@@ -20,8 +20,14 @@ from vitrail_server.savedmodel.flatten import flatten
 from vitrail_server.savedmodel.functions import EMBEDDED, Gradient, Shared, flat_forward, flat_gradient
 from vitrail_server.savedmodel.loader import LoadedModel, Planning, samples_of, sized_graphs
 from vitrail_server.savedmodel.messages import NotPrepared, PackedGradient, PackedGraph, Place, Prepared
-from vitrail_server.savedmodel.probe import Run, Sample, example_rows
-from vitrail_server.savedmodel.programs import BatchProgram, Computation, Differentiate, Evaluate
+from vitrail_server.savedmodel.probe import Run, Sample
+from vitrail_server.savedmodel.programs import (
+    BatchProgram,
+    Computation,
+    Differentiate,
+    Evaluate,
+    example_rows,
+)
 from vitrail_server.savedmodel.rows import RowBuffer
 from vitrail_server.servable import ImageSize
 from vitrail_server.wording import reason_of
@@ -160,7 +166,7 @@ def _programs(
                 raise ValueError("a gradient was measured, but is not there")
             computation, output = Differentiate(gradient), min(gradient.differentiable)
         program = BatchProgram(computation, sample.layout, chosen.batch_size, fixed=prepared.fixed)
-        program.execute([example_rows(chosen.kind, sample.subjects[0], output, chosen.batch_size)])
+        program.warm(sample.subjects[0], output)
         program.seconds = chosen.seconds
         yield (chosen.kind, chosen.image_size), program
 

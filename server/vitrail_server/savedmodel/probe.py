@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from vitrail.errors import FailedPrecondition
 from vitrail_server.savedmodel.functions import FLOATS, Disconnected, Forward, Gradient, trace_gradient
-from vitrail_server.savedmodel.programs import Differentiate, ForwardFunction
+from vitrail_server.savedmodel.programs import Differentiate, ForwardFunction, example_rows
 from vitrail_server.savedmodel.rows import NOTHING_HIDDEN, RowBuffer, RowLayout
 from vitrail_server.savedmodel.signature import Exported, NotExplainable
 from vitrail_server.servable import Signature
 from vitrail_server.wording import listed, quoted, reason_of
-from vitrail_server.work import GradientRows, Kind, Objective, OccludeRows, Rows, Subject
+from vitrail_server.work import Kind, Subject
 
 T = TypeVar("T")
 Answers = Mapping[str, NDArray[np.generic]]
@@ -210,25 +210,6 @@ def find_gradient(
     except tf.errors.OpError as error:
         return None, f"TensorFlow cannot compute the gradient: {reason_of(error)}"
     return gradient, ""
-
-
-def example_rows(kind: Kind, subject: Subject, output: str, count: int) -> Rows:
-    """Return rows of the ordinary kind: a window in the middle, or the highest element."""
-    match kind:
-        case Kind.FORWARD:
-            height, width, _ = subject.image.shape
-            window = [height // 4, width // 4, height - height // 4, width - width // 4]
-            return OccludeRows(subject, output, np.array([window] * count, np.int32))
-        case Kind.GRADIENT:
-            return GradientRows(
-                subject,
-                output,
-                targets=np.full(count, -1, np.int32),
-                objective=Objective.OUTPUT,
-                values=np.zeros(count, np.float32),
-            )
-        case Kind.PREDICT:
-            raise ValueError("no example is needed of an inference")
 
 
 def _integer_reason(signature: Signature, image_input: str, outputs: Sequence[str]) -> str:

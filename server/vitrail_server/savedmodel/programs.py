@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vitrail.errors import FailedPrecondition
 from vitrail_server.savedmodel.rows import NOTHING_HIDDEN, Arrays, RowBuffer, RowLayout, Window
 from vitrail_server.wording import listed, quoted
-from vitrail_server.work import GradientRows, Kind, OccludeRows, PredictRows, Result, Rows, Subject
+from vitrail_server.work import GradientRows, Kind, Objective, OccludeRows, PredictRows, Result, Rows, Subject
 
 Element = TypeVar("Element", bound=np.generic)
 AnyRows = TypeVar("AnyRows", bound=Rows)
@@ -176,21 +176,40 @@ class BatchProgram:
         self.fixed = fixed
         self._clock = clock
         self._buffer = RowBuffer(layout, batch_size)
+        self._single = RowBuffer(layout, 1)
 
     def execute(self, parts: Sequence[Rows]) -> list[Result]:
         """Compute the rows, those of several Runs one after the other.
+
+        A prediction of one image that comes alone is not padded: the caller waits for nothing else, and no
+        map depends on its last bits.
 
         Raises:
             OutOfMemory: the device could not hold the batch.
             FailedPrecondition: an output wanted has no gradient.
 
         """
+        if not self.fixed and len(parts) == len(parts[0]) == 1 and isinstance(parts[0], PredictRows):
+            return self._computation(self._single, parts)
         if self._buffer.size != self.batch_size:  # it was halved
             self._buffer = RowBuffer(self._layout, self.batch_size)
         began = self._clock()
         results = self._computation(self._buffer, parts)
         self.seconds += NEWEST * (self._clock() - began - self.seconds)
         return results
+
+    def warm(self, subject: Subject, output: str) -> None:
+        """Let every shape that it has run once; `subject` is an example.
+
+        Raises:
+            OutOfMemory: the device could not hold the batch.
+
+        """
+        self.execute([example_rows(self.kind, subject, output, self.batch_size)])
+        if self.kind is Kind.FORWARD:
+            inputs = {**subject.inputs, self._layout.image_input: subject.image}
+            alone = {name: array[None] for name, array in inputs.items()}
+            self.execute([PredictRows(alone, (output,), 1)])
 
     def halve(self) -> bool:
         """Halve the batch size after running out of memory; False if it is 1, or fixed, already."""
@@ -199,6 +218,25 @@ class BatchProgram:
         self.batch_size //= 2
         self.seconds /= 2
         return True
+
+
+def example_rows(kind: Kind, subject: Subject, output: str, count: int) -> Rows:
+    """Return rows of the ordinary kind: a window in the middle, or the highest element."""
+    match kind:
+        case Kind.FORWARD:
+            height, width, _ = subject.image.shape
+            window = [height // 4, width // 4, height - height // 4, width - width // 4]
+            return OccludeRows(subject, output, np.array([window] * count, np.int32))
+        case Kind.GRADIENT:
+            return GradientRows(
+                subject,
+                output,
+                targets=np.full(count, -1, np.int32),
+                objective=Objective.OUTPUT,
+                values=np.zeros(count, np.float32),
+            )
+        case Kind.PREDICT:
+            raise ValueError("no example is needed of an inference")
 
 
 def _spans(parts: Sequence[AnyRows]) -> Iterator[tuple[AnyRows, slice]]:

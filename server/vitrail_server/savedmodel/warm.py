@@ -18,8 +18,8 @@ from vitrail_server.savedmodel.measure import (
     fastest,
     row_bytes,
 )
-from vitrail_server.savedmodel.probe import Run, Sample, example_rows
-from vitrail_server.savedmodel.programs import BatchProgram, Computation
+from vitrail_server.savedmodel.probe import Run, Sample
+from vitrail_server.savedmodel.programs import BatchProgram, Computation, example_rows
 from vitrail_server.work import Kind, Result, Rows, Subject
 
 FEWEST_TRIALS, MOST_TRIALS, TRIAL_SECONDS = 2, 128, 1.0
@@ -75,12 +75,11 @@ class Bench:
             return self._slots_alike(program(size), sample, output)
 
         if known and self.fixed_batch_size in (None, known[0]):
-            size, seconds = known
-            execute(size)
-            programs[size].seconds = seconds
-            return programs[size]
-        chosen = self._chosen(execute, alike, computation.kind, sample)
-        best = programs[chosen.batch_size]
+            chosen = Measured(*known)
+        else:
+            chosen = self._chosen(execute, alike, computation.kind, sample)
+        best = program(chosen.batch_size)
+        self.run(lambda: best.warm(sample.subjects[0], output))
         best.seconds = chosen.seconds
         return best
 

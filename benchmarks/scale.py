@@ -73,7 +73,7 @@ class Scale:
 
 QUICK = Scale(
     cases=(
-        Case("mobilenet_v2", 16, occlusion_limit=1.12, incremental_limit=0.52, peers=True),
+        Case("mobilenet_v2", 16, occlusion_limit=1.12, incremental_limit=0.52),
         Case("resnet50_v2", 32, occlusion_limit=1.05, incremental=False, limits=False, callers=False),
     ),
     rounds=LEAST_ROUNDS,

@@ -24,9 +24,8 @@ IMAGE_CHANNELS = 4
 SMALL = 8
 """Elements of the largest constant that may say something about a shape."""
 
-LARGEST_COPY = 1 << 21
-"""Bytes of the largest kernel of which the backward half gets a copy of its own. In a network with larger
-ones the multiplications saved are few beside the others, and memory is dear."""
+LARGEST_COPY = 1 << 24
+"""Bytes of the largest kernel of which the backward half gets a copy of its own: all that are usual."""
 
 
 def convolve(graph: FlatGraph) -> FlatGraph:

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from vitrail_server.savedmodel.backward_convolutions import (
     DEPTHWISE,
+    backward_half,
     convolve,
     convolve_phases,
     kernel_of,
@@ -46,11 +47,14 @@ def cheapen(graph: FlatGraph) -> FlatGraph:
 def spell_out_batch_norms(graph: FlatGraph) -> FlatGraph:
     """Write the derivative of a batch normalisation by what it normalises as the multiplication that it is.
 
-    TensorFlow's operation also computes the derivatives by scale and offset, which nobody asks for.
+    TensorFlow's operation also computes the derivatives by scale and offset, which nobody asks for. What it
+    took from the normalisation becomes an output that nobody asks for: a normalisation of which only the
+    first output is used is merged with the convolution before it when the graph runs, and rounds otherwise.
     """
     uses = graph.uses()
     nodes, constants = dict(graph.nodes), dict(graph.constants)
-    for node in graph.nodes.values():
+    *outputs, gradient = graph.outputs
+    for node in backward_half(graph):
         if node.op != BATCH_NORM or node.attr["is_training"].b or not channels_last(node):
             continue
         scale, variance = (constants.get(first_output(node.input[place])) for place in (2, 4))
@@ -59,13 +63,14 @@ def spell_out_batch_norms(graph: FlatGraph) -> FlatGraph:
         factor = scale.astype(np.float64) / np.sqrt(variance.astype(np.float64) + node.attr["epsilon"].f)
         constants[f"{node.name}/factor"] = factor.astype(tf.as_dtype(node.attr["T"].type).as_numpy_dtype)
         nodes[node.name] = binary(node.name, "Mul", node, node.input[0], f"{node.name}/factor")
-    return replace(graph, nodes=nodes, constants=constants)
+        outputs.append(node.input[5])
+    return replace(graph, nodes=nodes, constants=constants, outputs=(*outputs, gradient))
 
 
 def fold_scales(graph: FlatGraph) -> FlatGraph:
     """Multiply the kernel of a convolution's derivative instead of the slopes that it takes."""
     nodes, constants = dict(graph.nodes), dict(graph.constants)
-    for node in graph.nodes.values():
+    for node in backward_half(graph):
         kernel = kernel_of(node, constants)
         product = None if kernel is None else graph.nodes.get(first_output(node.input[2]))
         if kernel is None or product is None or product.op != "Mul":

@@ -35,7 +35,7 @@ def convolve(graph: FlatGraph) -> FlatGraph:
     """
     nodes, constants = dict(graph.nodes), dict(graph.constants)
     shapes = _Shapes(graph)
-    for node in graph.nodes.values():
+    for node in backward_half(graph):
         kernel = kernel_of(node, constants)
         if node.op != CONVOLUTION or kernel is None or _strides(node) != (1, 1):
             continue
@@ -69,7 +69,7 @@ def convolve_phases(graph: FlatGraph) -> FlatGraph:
     """
     nodes, constants = dict(graph.nodes), dict(graph.constants)
     shapes = _Shapes(graph)
-    for node in graph.nodes.values():
+    for node in backward_half(graph):
         kernel = kernel_of(node, constants)
         if node.op != CONVOLUTION or kernel is None or kernel.shape[2] > IMAGE_CHANNELS:
             continue
@@ -111,6 +111,15 @@ def convolve_phases(graph: FlatGraph) -> FlatGraph:
         pixels.attr["T"].CopyFrom(node.attr["T"])
         nodes |= {each.name: each for each in (phases, pixels, cut)}
     return replace(graph, nodes=nodes, constants=constants)
+
+
+def backward_half(graph: FlatGraph) -> list[Node]:
+    """Return the operations of a gradient, its graph's last output, that no other output needs.
+
+    A transposed convolution is the derivative of one, too: in the forward half it stays as it is.
+    """
+    forward = replace(graph, outputs=graph.outputs[:-1]).needed()
+    return [node for name, node in graph.nodes.items() if name not in forward.nodes]
 
 
 def kernel_of(node: Node, constants: Mapping[str, Array]) -> Array | None:

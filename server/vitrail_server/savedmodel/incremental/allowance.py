@@ -12,7 +12,7 @@ from vitrail_server.work import Kind
 TIMES_WEIGHTS = 4
 """A version takes so many times its weights at most, beside one batch of activations."""
 
-OPERATION_BYTES = 6 << 10
+OPERATION_BYTES = 9 << 10
 """What an operation of a plan takes, by and large: its definition, its kernel, what oneDNN made for it."""
 
 APART = 2

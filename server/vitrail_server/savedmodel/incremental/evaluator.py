@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from vitrail_server.savedmodel.functions import memory_errors
 from vitrail_server.savedmodel.incremental.executor import trace_tables, trace_windows
 from vitrail_server.savedmodel.incremental.graph import SizedGraph
+from vitrail_server.savedmodel.incremental.pixels import PixelFinder
 from vitrail_server.savedmodel.incremental.plan import PAD_ROWS, Plan
 from vitrail_server.savedmodel.incremental.weights import Weights
 from vitrail_server.savedmodel.products import Products
@@ -41,8 +42,9 @@ class Evaluator:
         self._inputs = tuple(inputs)
         self._image_input = image_input
         self._outputs = tuple(outputs)
+        self._finder = PixelFinder(plan, graph.image)
         self._tables = trace_tables(graph, plan, weights)
-        self._windows = trace_windows(graph, plan, weights)
+        self._windows = trace_windows(graph, plan, weights, self._finder)
         self.operations = self._tables.operations + self._windows.operations
 
     def tables(self, subject: Subject) -> Tables:
@@ -66,17 +68,16 @@ class Evaluator:
             OutOfMemory: the device could not hold the batch.
 
         """
-        starts = self.plan.positions(windows)
-        shown = self._shown(subject, windows, starts[self.plan.places[self._graph.image]])
+        pixels = self._finder.find(windows)
+        shown = self._shown(subject, windows, pixels.starts)
         others = [
             np.repeat(subject.inputs[name][None], len(windows), 0)
             for name in self._inputs
             if name != self._image_input
         ]
         with memory_errors(), self._products():
-            tensors = self._windows(
-                tf.constant(starts), tf.constant(shown), *tables, *(tf.constant(each) for each in others)
-            )
+            given = (tf.constant(each) for each in (*pixels.tensors, shown))
+            tensors = self._windows(*given, *tables, *(tf.constant(each) for each in others))
             return {name: tensors[self._outputs.index(name)].numpy() for name in wanted}
 
     def _shown(
@@ -87,7 +88,7 @@ class Evaluator:
         height, width = self.plan.regions[self._graph.image].size
         shown = np.empty((len(windows), height, width, image.shape[2]), image.dtype)
         fill = None if subject.fill is None else np.broadcast_to(subject.fill, image.shape)
-        for row, (window, (y, x)) in enumerate(zip(windows.tolist(), starts.T.tolist(), strict=True)):
+        for row, (window, (y, x)) in enumerate(zip(windows.tolist(), starts.tolist(), strict=True)):
             top, left, bottom, right = window
             shown[row] = image[y : y + height, x : x + width]
             if top < bottom and left < right:

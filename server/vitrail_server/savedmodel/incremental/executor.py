@@ -1,19 +1,16 @@
 """The two TensorFlow functions of a plan: the tables of a clean image, and a batch of its windows.
 
 A table holds a map of the clean image as rows, one per pixel, after two rows for what lies outside of it.
-What an operation sees of a map is then one concatenation (the table, and the pixels of all regions) and one
-gather; the operation itself runs on that with VALID padding. Where the plan cuts, maps are put together
-whole in the same way, and the rest of the original graph is imported behind them, in full batch.
-
-Indices are made in the graph from where the regions begin: nothing of the size of windows times pixels is
-held anywhere.
+What an operation sees of a map is then one concatenation (what the batch needs of the table, and the pixels
+of all regions) and one gather, whose indices come from `pixels.py`; the operation itself runs on that with
+VALID padding. Where the plan cuts, maps are put together whole in the same way, and the rest of the original
+graph is imported behind them, in full batch.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple
+from itertools import islice
 from typing import Any, TypeAlias
 
-import numpy as np
 import tensorflow as tf
 
 from vitrail_server.savedmodel.flat import Node, copy_of, first_output, name_of
@@ -21,7 +18,8 @@ from vitrail_server.savedmodel.importing import imported
 from vitrail_server.savedmodel.incremental.compact import CompactFunction
 from vitrail_server.savedmodel.incremental.graph import SMALL, SizedGraph
 from vitrail_server.savedmodel.incremental.operations import Windowed
-from vitrail_server.savedmodel.incremental.plan import PAD_ROWS, Crop, Plan, Region, Step
+from vitrail_server.savedmodel.incremental.pixels import PixelFinder
+from vitrail_server.savedmodel.incremental.plan import PAD_ROWS, Crop, Plan, Step
 from vitrail_server.savedmodel.incremental.weights import Weights
 
 Tensor: TypeAlias = Any
@@ -40,10 +38,10 @@ def trace_tables(graph: SizedGraph, plan: Plan, weights: Weights) -> CompactFunc
     return CompactFunction(tf.function(tables, autograph=False).get_concrete_function(*_specs(graph, 1)))
 
 
-def trace_windows(graph: SizedGraph, plan: Plan, weights: Weights) -> CompactFunction:
+def trace_windows(graph: SizedGraph, plan: Plan, weights: Weights, finder: PixelFinder) -> CompactFunction:
     """Return a function from windows of an image to the model's outputs.
 
-    It takes where the regions begin (places, 2, batch), what the regions of the image show (batch, rows,
+    It takes where they find their pixels (`Pixels.tensors`), what the regions of the image show (batch, rows,
     columns, channels), the tables, and the inputs beside the image in a batch.
     """
     others = [name for name in graph.flat.inputs if name != graph.image]
@@ -51,18 +49,68 @@ def trace_windows(graph: SizedGraph, plan: Plan, weights: Weights) -> CompactFun
     image = specs[graph.image]
     rows, columns = plan.regions[graph.image].size
 
-    def windows(starts: Tensor, shown: Tensor, *arguments: Tensor) -> list[Tensor]:
-        tables = dict(zip(plan.tables, arguments[: len(plan.tables)], strict=True))
-        feeds = dict(zip((f"{each}:0" for each in others), arguments[len(plan.tables) :], strict=True))
-        return _Windows(graph, plan, weights, starts, tables).outputs(shown, feeds)
+    def windows(*arguments: Tensor) -> list[Tensor]:
+        given = iter(arguments)
+        pixels = _PixelTensors(finder, list(islice(given, len(_PIXELS))))
+        shown = next(given)
+        tables = dict(zip(plan.tables, islice(given, len(plan.tables)), strict=True))
+        feeds = dict(zip((f"{each}:0" for each in others), given, strict=True))
+        return _Windows(graph, plan, weights, pixels, tables).outputs(shown, feeds)
 
     concrete = tf.function(windows, autograph=False).get_concrete_function(
-        tf.TensorSpec((None, 2, None), tf.int32),
+        *(tf.TensorSpec(shape, tf.int32) for shape in _PIXELS),
         tf.TensorSpec((None, rows, columns, image.shape[3]), image.dtype),
         *(_table_spec(graph, each) for each in plan.tables),
         *(specs[each] for each in others),
     )
     return CompactFunction(concrete)
+
+
+_PIXELS = (
+    *((None, 2),),
+    *(((None, None, 1),) * 2),
+    *(((None, 1, None),) * 2),
+    *(((None,),) * 2),
+)
+"""The shapes of `Pixels.tensors`."""
+
+
+class _PixelTensors:
+    """Where the windows of a batch find their pixels, in the graph."""
+
+    def __init__(self, finder: PixelFinder, tensors: Sequence[Tensor]) -> None:
+        """`tensors` are those of `Pixels.tensors`."""
+        bands, y_old, y_new, x_old, x_new, heights, widths = tensors
+        matrices, geometries = finder.counts
+        self._finder = finder
+        self._bands = tf.unstack(bands, 2 * matrices) if matrices else []
+        self._rows = [tf.split(each, heights, 1, geometries) for each in (y_old, y_new)]
+        self._columns = [tf.split(each, widths, 2, geometries) for each in (x_old, x_new)]
+        self._indices: dict[int, Tensor] = {}
+
+    def band(self, crop: Crop, table: Tensor) -> Tensor:
+        """Return the rows of a table that the crops of its matrix need."""
+        number = self._finder.matrix(crop)
+        return tf.slice(table, self._bands[2 * number], self._bands[2 * number + 1])
+
+    def indices(self, crop: Crop) -> Tensor:
+        """Return which row of the matrix each pixel is, (batch, rows, columns)."""
+        number = self._finder.geometry(crop)
+        if number not in self._indices:
+            old, new = (
+                rows[number] + columns[number]
+                for rows, columns in zip(self._rows, self._columns, strict=True)
+            )
+            index = tf.maximum(old, new)
+            if crop.outside:
+                index = tf.maximum(index, 0 if crop.outside == "zero" else 1)
+            self._indices[number] = index
+        return self._indices[number]
+
+    def inside(self, crop: Crop) -> Tensor:
+        """Return which pixels are in the map, (batch, rows, columns)."""
+        number = self._finder.geometry(crop)
+        return (self._rows[0][number] >= 0) & (self._columns[0][number] >= 0)
 
 
 class _Importer:
@@ -137,24 +185,27 @@ class _Windows:
     """The graph of a batch of windows, while it is traced."""
 
     def __init__(
-        self, graph: SizedGraph, plan: Plan, weights: Weights, starts: Tensor, tables: Mapping[str, Tensor]
+        self,
+        graph: SizedGraph,
+        plan: Plan,
+        weights: Weights,
+        pixels: _PixelTensors,
+        tables: Mapping[str, Tensor],
     ) -> None:
         self._graph = graph
         self._plan = plan
         self._importer = _Importer(graph, weights)
-        self._starts = starts
+        self._pixels = pixels
         self._tables = tables
         self._fresh: dict[str, Tensor] = {}
-        self._rows: dict[str, Tensor] = {}
-        self._made: dict[tuple[object, ...], Tensor] = {}
-        self._batch = tf.range(tf.shape(starts)[2])
+        self._matrices: dict[str, Tensor] = {}
 
     def outputs(self, shown: Tensor, feeds: Mapping[str, Tensor]) -> list[Tensor]:
         """Return the model's outputs, given what the regions of the image show."""
         self._fresh[self._graph.image] = shown
         for step in self._plan.steps:
             self._fresh[step.node.name] = self._computed(step)
-        whole = {_output(name): self._cropped(crop) for name, crop in self._plan.cuts.items()}
+        whole = {_output(name): self._whole(name, crop) for name, crop in self._plan.cuts.items()}
         return self._importer.subgraph(self._graph.nodes, {**feeds, **whole}, self._graph.outputs)
 
     def _computed(self, step: Step) -> Tensor:
@@ -172,7 +223,8 @@ class _Windows:
             local.attr["strides"].list.i[:] = (1, 1, 1, 1)
         result = self._importer.operation(local, self._inputs(step))
         if operation.mean_of_inside and step.crops and step.crops[0].outside:
-            result *= tf.cast(self._shares(step, operation), result.dtype)
+            inside = tf.cast(self._pixels.inside(step.crops[0])[..., None], result.dtype)
+            result /= self._importer.operation(local, {0: inside})  # the part of what it saw that is inside
         return result
 
     def _inputs(self, step: Step) -> Mapping[int, Tensor]:
@@ -185,73 +237,24 @@ class _Windows:
             if self._graph.depends(reference)
         }
 
+    def _whole(self, name: str, crop: Crop) -> Tensor:
+        """Return a map put together, (batch, rows, columns, channels)."""
+        whole = self._cropped(crop)
+        whole.set_shape((None, *(self._graph.shape(name) or ())[1:]))
+        return whole
+
     def _cropped(self, crop: Crop) -> Tensor:
         """Return a window of a map, (batch, rows, columns, channels)."""
-        return tf.gather(self._all_rows(crop.tensor), self._indices(crop))
+        return tf.gather(self._matrix(crop), self._pixels.indices(crop))
 
-    def _all_rows(self, tensor: str) -> Tensor:
-        """Return the rows of a table and, after them, the pixels of all regions of that tensor."""
-        if tensor not in self._rows:
-            fresh = self._fresh[tensor]
+    def _matrix(self, crop: Crop) -> Tensor:
+        """Return what lies outside of a map, what the batch needs of its table, and all regions' pixels."""
+        if crop.tensor not in self._matrices:
+            table, fresh = self._tables[crop.tensor], self._fresh[crop.tensor]
             pixels = tf.reshape(fresh, (-1, fresh.shape[3]))
-            self._rows[tensor] = tf.concat([self._tables[tensor], pixels], 0)
-        return self._rows[tensor]
-
-    def _indices(self, crop: Crop) -> Tensor:
-        """Return which of these rows each pixel of a window is, (batch, rows, columns)."""
-        region = self._plan.regions[crop.tensor]
-        place = self._plan.places[crop.tensor]
-        # Maps of the same geometry, of which a network has many, share what says where their pixels are.
-        key = place, region.extent, region.size, astuple(crop)[1:]
-        if key not in self._made:
-            self._made[key] = self._new_indices(crop, region, place)
-        return self._made[key]
-
-    def _new_indices(self, crop: Crop, region: Region, place: int) -> Tensor:
-        (height, width), (tall, wide) = region.extent, region.size
-        (y, is_new_y, is_in_y), (x, is_new_x, is_in_x) = (self._along(crop, axis) for axis in (0, 1))
-        first, left = self._begins(place, 0), self._begins(place, 1)
-        new = (PAD_ROWS + height * width + self._batch * (tall * wide) - first * wide - left)[
-            :, None
-        ] + y * wide
-        old = PAD_ROWS + y * width
-        is_new = is_new_y[:, :, None] & is_new_x[:, None, :]
-        columns = x[:, None, :]
-        index = tf.where(is_new, new[:, :, None], old[:, :, None]) + columns
-        if crop.outside:
-            is_in = is_in_y[:, :, None] & is_in_x[:, None, :]
-            index = tf.where(is_in, index, 0 if crop.outside == "zero" else 1)
-        return index
-
-    def _along(self, crop: Crop, axis: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return a window's coordinates along an axis (batch, size), and which are in the region and map."""
-        region = self._plan.regions[crop.tensor]
-        offsets = np.arange(crop.size[axis], dtype=np.int32) * crop.step[axis] - crop.before[axis]
-        begin = self._batch * 0 if crop.at is None else self._begins(crop.at, axis) * crop.stride[axis]
-        where = begin[:, None] + offsets
-        within = where - self._begins(self._plan.places[crop.tensor], axis)[:, None]
-        is_new = (within >= 0) & (within < region.size[axis])
-        return where, is_new, (where >= 0) & (where < region.extent[axis])
-
-    def _begins(self, place: int, axis: int) -> Tensor:
-        """Return where the regions of a place begin along an axis, (batch,)."""
-        key = place, axis
-        if key not in self._made:
-            self._made[key] = self._starts[place, axis]
-        return self._made[key]
-
-    def _shares(self, step: Step, operation: Windowed) -> Tensor:
-        """Return by what a mean over whole windows is multiplied to be one over what is in the map."""
-        crop = step.crops[0]
-        extent = self._plan.regions[crop.tensor].extent
-        size = self._plan.regions[step.node.name].size
-        inside = []
-        for axis, sliding in enumerate((operation.rows, operation.columns)):
-            offsets = np.arange(size[axis], dtype=np.int32) * sliding.stride - sliding.before
-            begin = self._begins(self._plan.places[step.node.name], axis)[:, None] * sliding.stride + offsets
-            count = tf.minimum(begin + sliding.kernel, extent[axis]) - tf.maximum(begin, 0)
-            inside.append(tf.cast(sliding.kernel, tf.float32) / tf.cast(count, tf.float32))
-        return (inside[0][:, :, None] * inside[1][:, None, :])[..., None]
+            parts = [table[:PAD_ROWS], self._pixels.band(crop, table), pixels]
+            self._matrices[crop.tensor] = tf.concat(parts, 0)
+        return self._matrices[crop.tensor]
 
 
 def _table(whole: Tensor) -> Tensor:

@@ -115,32 +115,26 @@ class Plan:
     places: Mapping[str, int]
     """Where to look for each of them in `starts`."""
     starts: tuple[NDArray[np.int32], NDArray[np.int32]]
-    """(places, window rows) and (places, window columns): where each region begins."""
+    """(window rows, places) and (window columns, places): where each region begins."""
     gain: float
     """How many times fewer multiplications a window needs than a forward, putting together left out."""
     obstacle: str
     """The operation that the most work comes after, of those that could not be computed in part."""
 
     @property
+    def crops(self) -> Sequence[Crop]:
+        """Every window of a map that is put together."""
+        return [*(crop for step in self.steps for crop in step.crops.values()), *self.cuts.values()]
+
+    @property
     def tables(self) -> Sequence[str]:
         """The tensors that are kept of the clean image."""
-        crops = [*self.cuts.values(), *(crop for step in self.steps for crop in step.crops.values())]
-        return sorted({crop.tensor for crop in crops})
+        return sorted({crop.tensor for crop in self.crops})
 
     @property
     def worthwhile(self) -> bool:
         """Whether the saved multiplications pay for putting regions and maps together."""
         return self.gain >= LEAST_GAIN
-
-    def positions(self, windows: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Return (places, 2, n): where the regions of windows (n, 4) begin.
-
-        An empty window has its regions where the first one has; they hold what did not change.
-        """
-        top, left = windows[:, 0], windows[:, 1]
-        row = np.searchsorted(self.grid.rows[0], top)
-        column = np.searchsorted(self.grid.columns[0], left)
-        return np.stack([self.starts[0][:, row], self.starts[1][:, column]], 1)
 
 
 def make_plan(graph: SizedGraph, grid: WindowGrid) -> Plan:
@@ -174,8 +168,8 @@ class _Planner:
             part += count * (region.part if region else self._graph.depends(node.name))
         for output in self._graph.outputs:
             self._cut(output)
-        rows = np.array([region.rows.start for region in self._distinct], np.int32)
-        columns = np.array([region.columns.start for region in self._distinct], np.int32)
+        rows = np.stack([region.rows.start for region in self._distinct], -1).astype(np.int32)
+        columns = np.stack([region.columns.start for region in self._distinct], -1).astype(np.int32)
         return Plan(
             self._grid,
             self._steps,

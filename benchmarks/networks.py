@@ -33,7 +33,7 @@ from vitrail.errors import FailedPrecondition
 from vitrail_server.savedmodel.backward import cheapen
 from vitrail_server.savedmodel.flat import FlatGraph
 from vitrail_server.savedmodel.flatten import flatten
-from vitrail_server.savedmodel.functions import flat_forward, flat_gradient
+from vitrail_server.savedmodel.functions import flat_gradient, large_constants, trace_flat
 from vitrail_server.savedmodel.passes import simplify
 from vitrail_server.savedmodel.precision import lowered, require
 
@@ -216,7 +216,8 @@ class Network:
         graph = lowered(self._graph, tf.bfloat16) if form == "bf16" else self._graph
         if graph is None:
             raise ValueError(f"{self._name} has nothing to be computed in bfloat16")
-        forward = flat_forward(graph, (self._input,), (self._output,)).concrete
+        held = {name: tf.constant(graph.constants[name]) for name in large_constants(graph)}
+        forward = trace_flat(graph, held)
         return self._compiled(lambda images: forward(images)[0], jit_compile=form == "xla")
 
     def _flat(self, signature: Callable[..., dict[str, Tensor]]) -> FlatGraph:

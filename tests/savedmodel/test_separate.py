@@ -1,5 +1,6 @@
 """Loading with the help of another process: what it hands over, and what happens when it fails."""
 
+import gc
 import logging
 import os
 import signal
@@ -12,6 +13,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from saved_models import IMAGE, numbers
 from savedmodel.conftest import DeviceThread, Saved, at_once, load_model, separate_loader
@@ -96,6 +98,23 @@ def test_a_model_comes_back_as_if_it_had_been_loaded_here(
     for each in prepared.description.capabilities.batch_sizes:
         program = prepared.program(each.kind, each.image_size)
         assert (program.batch_size, program.seconds > 0) == (each.batch_size, True)
+
+
+def graphs() -> set[int]:
+    """Return which of TensorFlow's graphs there are in Python."""
+    gc.collect()
+    return {id(each) for each in gc.get_objects() if issubclass(type(each), tf.Graph)}
+
+
+def test_nothing_of_the_tracing_stays(saved: Saved, loader: SeparateLoader) -> None:
+    """A graph is an object per operation and a copy of the constants in it; only plans trace again."""
+    before = graphs()
+    model = load(loader, saved("convolutional", size=(None, None)), image_sizes=((12, 10), (8, 8)))
+    assert model.description.capabilities.incremental_reason == ""
+    assert model.gradient is not None
+    assert graphs() <= before
+    answers(model, numbers(12, 10, 3, seed=3), "logits")
+    assert graphs() <= before
 
 
 def test_a_graph_that_was_measured_is_not_measured_again(saved: Saved, loader: SeparateLoader) -> None:

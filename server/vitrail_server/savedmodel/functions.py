@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from vitrail_server.savedmodel.flat import FlatGraph
 from vitrail_server.savedmodel.importing import imported
+from vitrail_server.savedmodel.incremental.compact import CompactFunction
 from vitrail_server.savedmodel.products import Products
 from vitrail_server.savedmodel.programs import Derivatives
 from vitrail_server.savedmodel.rows import Arrays
@@ -120,11 +121,11 @@ def flat_forward(
     graph: FlatGraph, inputs: Sequence[str], outputs: Sequence[str], shared: Shared | None = None
 ) -> Forward:
     """Trace a flat graph whose inputs and outputs have these names, in the graph's order."""
-    large = {name for name, value in graph.constants.items() if value.nbytes > EMBEDDED}
-    concrete, held = _trace_flat(graph, large, shared or Shared())
+    large = large_constants(graph)
+    function, held = _compact(graph, large, shared or Shared())
     views = {name: _view(tensor) for name, tensor in held.items()}
     flat = replace(graph, constants={**graph.constants, **views})
-    return Forward(concrete, inputs, outputs, keep=None, flat=flat, held=held)
+    return Forward(function, inputs, outputs, keep=None, flat=flat, held=held)
 
 
 def flat_gradient(
@@ -144,13 +145,25 @@ def flat_gradient(
         for name, value in graph.constants.items()
         if value.size > SCALARS and tf.as_dtype(value.dtype).is_floating
     }
-    concrete, held = _trace_flat(graph, weights, shared or Shared())
-    return Gradient(concrete, inputs, outputs, differentiable, keep=held)
+    function, held = _compact(graph, weights, shared or Shared())
+    return Gradient(function, inputs, outputs, differentiable, keep=held)
 
 
-def _trace_flat(graph: FlatGraph, outside: Collection[str], shared: Shared) -> tuple[Any, dict[str, Tensor]]:
+def large_constants(graph: FlatGraph) -> set[str]:
+    """Return the names of the constants that a forward takes from outside."""
+    return {name for name, value in graph.constants.items() if value.nbytes > EMBEDDED}
+
+
+def _compact(
+    graph: FlatGraph, outside: Collection[str], shared: Shared
+) -> tuple[CompactFunction, dict[str, Tensor]]:
     """Return the function that computes a graph, and the constants that it takes from outside."""
     held = {name: shared.tensor(graph.constants[name]) for name in outside}
+    return CompactFunction(trace_flat(graph, held)), held
+
+
+def trace_flat(graph: FlatGraph, held: Mapping[str, Tensor]) -> Any:
+    """Return TensorFlow's function that computes a graph with the constants held outside of it."""
     definition = graph.definition(graph.constants.keys() - held.keys())
 
     def compute(*tensors: Tensor) -> list[Tensor]:
@@ -166,8 +179,7 @@ def _trace_flat(graph: FlatGraph, outside: Collection[str], shared: Shared) -> t
         results = given | dict(zip(computed, found, strict=True))
         return [tf.identity(results[each]) for each in graph.outputs]
 
-    concrete = tf.function(compute, autograph=False).get_concrete_function(*graph.input_specs())
-    return concrete, held
+    return tf.function(compute, autograph=False).get_concrete_function(*graph.input_specs())
 
 
 class Gradient:

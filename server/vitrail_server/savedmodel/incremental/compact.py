@@ -25,7 +25,8 @@ class CompactFunction:
         """How many it is made of."""
         self._name: bytes = definition.signature.name.encode()
         self._outputs = len(definition.signature.output_arg)
-        self._captured: list[Any] = list(concrete.captured_inputs)
+        self.captured: list[Any] = list(concrete.captured_inputs)
+        """The tensors from outside, which it takes after those it is given."""
         self._keep = concrete if concrete.graph.as_graph_def().library.function else None
         context.context().add_function_def(definition)
         forget = weakref.finalize(self, context.remove_function, definition.signature.name)
@@ -34,6 +35,6 @@ class CompactFunction:
     def __call__(self, *tensors: Any) -> list[Any]:
         """Compute the outputs."""
         found: list[Any] = context.context().call_function(
-            self._name, [*tensors, *self._captured], self._outputs
+            self._name, [*tensors, *self.captured], self._outputs
         )
         return found

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -16,6 +16,13 @@ SMALL = 64
 this one; larger ones are shared by them."""
 
 
+class _Spec(NamedTuple):
+    """What is known of a tensor."""
+
+    shape: Shape | None
+    dtype: Any
+
+
 class SizedGraph:
     """The operations that an output needs, each after those it uses."""
 
@@ -27,7 +34,7 @@ class SizedGraph:
         self.nodes: Sequence[Node] = _in_order(flat)
         self._by_image = _users(self.nodes, {image})
         self._by_input = _users(self.nodes, set(flat.inputs))
-        self._tensors = _tensors(flat, image, size)
+        self._specs = _specs(flat, image, size)
         self.outputs = tuple(first_output(each) for each in flat.outputs)
 
     def depends(self, reference: str) -> bool:
@@ -44,17 +51,16 @@ class SizedGraph:
 
     def shape(self, reference: str) -> Shape | None:
         """Return the shape of a tensor for one image; None where it is not known."""
-        shape = self._tensors[first_output(reference)].shape
-        return tuple(shape) if shape.is_fully_defined() else None
+        return self._specs[first_output(reference)].shape
 
     def dtype(self, reference: str) -> Any:
         """Return the TensorFlow type of a tensor."""
-        return self._tensors[first_output(reference)].dtype
+        return self._specs[first_output(reference)].dtype
 
     def tensor_bytes(self, reference: str) -> int:
         """Return how large a tensor is for one image; 0 where that is not known."""
-        shape = self.shape(reference) if first_output(reference) in self._tensors else None
-        return 0 if shape is None else prod(shape) * int(self.dtype(reference).size)
+        spec = self._specs.get(first_output(reference))
+        return 0 if spec is None or spec.shape is None else prod(spec.shape) * int(spec.dtype.size)
 
 
 def _in_order(flat: FlatGraph) -> list[Node]:
@@ -84,7 +90,7 @@ def _users(nodes: Sequence[Node], sources: set[str]) -> set[str]:
     return found
 
 
-def _tensors(flat: FlatGraph, image: str, size: ImageSize) -> Mapping[str, Any]:
+def _specs(flat: FlatGraph, image: str, size: ImageSize) -> Mapping[str, _Spec]:
     """Return all tensors with their shapes, where TensorFlow can infer them, for a batch of one image."""
     with tf.Graph().as_default() as graph:
         inputs = {}
@@ -98,9 +104,16 @@ def _tensors(flat: FlatGraph, image: str, size: ImageSize) -> Mapping[str, Any]:
         small = [name for name, value in flat.constants.items() if value.size <= SMALL]
         tf.graph_util.import_graph_def(flat.definition(small), inputs, name="")
         found = {
-            first_output(tensor.name): tensor for each in graph.get_operations() for tensor in each.outputs
+            first_output(tensor.name): _spec(tensor)
+            for each in graph.get_operations()
+            for tensor in each.outputs
         }
-    return found | {name[:-2]: tensor for name, tensor in inputs.items()}
+    return found | {name[:-2]: _spec(tensor) for name, tensor in inputs.items()}
+
+
+def _spec(tensor: Any) -> _Spec:
+    """Return what is known of a tensor, without its graph."""
+    return _Spec(tuple(tensor.shape) if tensor.shape.is_fully_defined() else None, tensor.dtype)
 
 
 def attributes(node: Node, name: str) -> tuple[int, ...]:

@@ -39,6 +39,9 @@ MAX_PRIORITY = 2**32 - 1
 LONGEST_TIMEOUT = 1e9
 """Seconds; gRPC takes a deadline that lies much further ahead for one that has passed."""
 
+LARGEST_IMAGE = (1 << 31) - (1 << 20)
+"""Bytes; nothing reads a message of 2 GiB, and there is more in a request than its image."""
+
 
 @dataclass(frozen=True, slots=True)
 class TopK:
@@ -159,7 +162,8 @@ def image_message(image: ImageLike) -> pb.Image:
     Pillow image are sent encoded, and the server decodes, resizes and scales them.
 
     Raises:
-        InvalidArgument: none of these, an empty image, or a file that cannot be read.
+        InvalidArgument: none of these, an empty image, one that no message holds, or a file that cannot be
+            read.
 
     """
     message, data = image_parts(image)
@@ -190,6 +194,7 @@ def image_parts(image: ImageLike) -> tuple[pb.Image, bytes | memoryview]:
                 f"{path}.tensor.shape is {list(array.shape)}; every size must be at least 1",
                 field=f"{path}.tensor.shape",
             )
+        _check_size(array.nbytes, f"{path}.tensor.data")
         return message, write_layout(message.tensor, array, f"{path}.tensor")
     else:
         raise InvalidArgument(
@@ -200,7 +205,16 @@ def image_parts(image: ImageLike) -> tuple[pb.Image, bytes | memoryview]:
     if not encoded:
         path = f"{path}.encoded"
         raise InvalidArgument(f"{path} is empty; it must be a JPEG or PNG file", field=path)
+    _check_size(len(encoded), f"{path}.encoded")
     return message, encoded
+
+
+def _check_size(size: int, field: str) -> None:
+    if size > LARGEST_IMAGE:
+        raise InvalidArgument(
+            f"{field} has {size} bytes, and a message at most {LARGEST_IMAGE} of them; use a smaller image",
+            field=field,
+        )
 
 
 def complete(image: pb.Image, data: bytes | memoryview) -> None:

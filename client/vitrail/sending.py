@@ -35,7 +35,7 @@ class TilesRequest:
 
     def set_budget(self, budget: float | None) -> None:
         """Set how many seconds the explanation may take; None: without a limit."""
-        if budget is not None:
+        if budget is not None or self._spec.HasField("time_budget"):
             set_budget(self._spec, budget)
             self._write(self._data)
 

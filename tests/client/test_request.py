@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitrail import Gradient, Objective, Occlusion, TopK
+from vitrail import Gradient, Objective, Occlusion, TopK, request
 from vitrail.enums import choices
 from vitrail.errors import InvalidArgument
 from vitrail.request import (
@@ -191,6 +191,8 @@ def test_a_pillow_image_from_a_turned_photo_is_sent_upright() -> None:
         (Path("no/such/photo.jpg"), "spec.image"),
         (b"", "spec.image.encoded"),
         (np.zeros((0, 4, 3), np.float32), "spec.image.tensor.shape"),
+        # More than a message holds, and not in memory either.
+        (np.broadcast_to(np.float32(0), (1 << 15, 1 << 14, 1)), "spec.image.tensor.data"),
         (np.array([["x"]]), "spec.image.tensor"),
         ([[1.0]], "spec.image"),
         (None, "spec.image"),
@@ -201,6 +203,15 @@ def test_what_is_no_image_is_refused(image: Any, field: str) -> None:
         image_message(image)
 
     assert caught.value.field == field
+
+
+def test_a_file_that_no_message_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request, "LARGEST_IMAGE", 4)
+
+    assert image_message(b"1234").encoded == b"1234"
+    with pytest.raises(InvalidArgument, match="has 5 bytes") as refusal:
+        image_message(b"12345")
+    assert refusal.value.field == "spec.image.encoded"
 
 
 def test_a_budget_is_the_time_left() -> None:

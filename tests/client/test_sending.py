@@ -72,7 +72,7 @@ def test_each_budget_takes_the_place_of_the_one_before() -> None:
     image = np.ones((2, 2, 3), np.float32)
     request = TilesRequest(specification("net", OPTIONS), image)
 
-    for budget in (None, 2.5, 300.0, 0.25):
+    for budget in (None, 2.5, 300.0, 0.25, None):
         request.set_budget(budget)
 
         assert read(request) == protobufs_own(OPTIONS, image, budget)

@@ -150,12 +150,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"vitrail {version('vitrail')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    explain = commands.add_parser("explain", help="compute the map of one image")
+    explain = commands.add_parser("explain", help="compute the map of one image", allow_abbrev=False)
     _add_explain(explain)
     explain.set_defaults(run=_explain, parser=explain)
-    models = commands.add_parser("models", help="list the models and what can be done with them")
+    models = commands.add_parser(
+        "models", help="list the models and what can be done with them", allow_abbrev=False
+    )
     models.set_defaults(run=_models)
-    status = commands.add_parser("status", help="say whether the server is ready; exit code 1 if not")
+    status = commands.add_parser(
+        "status", help="say whether the server is ready; exit code 1 if not", allow_abbrev=False
+    )
     status.set_defaults(run=_status)
     for command in (explain, models, status):
         command.add_argument(

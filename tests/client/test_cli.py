@@ -273,6 +273,9 @@ def test_a_server_with_tls_is_reached_with_its_certificate(
         (["explain", "x.png", "--model", "net", "--target", "1", "--top-k", "2"], "not allowed with"),
         (["explain", "x.png", "--model", "net", "--out", "map.jpg"], "must end in .png"),
         (["explain", "x.png", "--model", "net", "--npy", "no/such/map.npy"], "there is no directory"),
+        (["explain", "x.png", "--model", "net", "--version", "2"], "unrecognized arguments: --version"),
+        (["models", "--serv", "elsewhere:8001"], "unrecognized arguments: --serv"),
+        (["status", "--js"], "unrecognized arguments: --js"),
     ],
 )
 def test_wrong_usage_exits_with_2(

@@ -72,6 +72,21 @@ def test_constants_are_computed_once(predict: Any, left: list[str] | None) -> No
         assert operations(rewritten(predict, fold_constants)[1]) == left
 
 
+def test_lists_of_tensors_stay_while_the_numbers_beside_them_are_computed() -> None:
+    def predict(image: Any) -> Any:
+        scale = tf.math.rsqrt(tf.constant(VECTOR[:3] ** 2) + 0.1)
+        each = tf.TensorArray(tf.float32, 3, element_shape=(None, 3))
+        _, each = tf.while_loop(
+            lambda row, _: row < 3, lambda row, to: (row + 1, to.write(row, image[:, row, 0])), (0, each)
+        )
+        return each.stack() * scale
+
+    before, after = rewritten(predict, fold_constants)
+    assert "Rsqrt" in operations(before)
+    assert "Rsqrt" not in operations(after)
+    assert "TensorListReserve" in operations(after)
+
+
 def test_identities_are_skipped_also_in_a_row_and_before_an_output() -> None:
     before, after = rewritten(lambda image: tf.identity(tf.stop_gradient(tf.identity(image) * 2)))
     assert operations(before) == operations(after) == ["Mul"]

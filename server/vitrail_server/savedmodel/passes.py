@@ -73,8 +73,8 @@ def fold_constants(graph: FlatGraph) -> FlatGraph:
     names: dict[str, str] = {}
     constants = dict(graph.constants)
     largest = max((value.nbytes for value in graph.constants.values()), default=0)
-    for reference, value in zip(wanted, values, strict=True):
-        if is_number(tf.as_dtype(value.dtype)) and value.nbytes <= max(largest, LARGEST_FOLDED):
+    for reference, value in values.items():
+        if value.nbytes <= max(largest, LARGEST_FOLDED):
             names[reference] = f"{reference.replace(':', '/')}/folded"
             constants[names[reference]] = value
     return replace(_renamed(graph, names), constants=constants)
@@ -228,8 +228,8 @@ def _own_paddings(node: Node) -> Array | None:
     return None
 
 
-def _evaluated(graph: FlatGraph) -> Sequence[Any]:
-    """Compute the outputs of a graph without inputs."""
+def _evaluated(graph: FlatGraph) -> Mapping[str, Array]:
+    """Compute those outputs of a graph without inputs that are numbers: not the lists of a loop, for example."""
     placeholders = {f"{name}:0": value for name, value in graph.constants.items()}
     host = tf.compat.v1.ConfigProto(device_count={"GPU": 0})
     with tf.Graph().as_default(), tf.compat.v1.Session(config=host) as session:
@@ -237,8 +237,10 @@ def _evaluated(graph: FlatGraph) -> Sequence[Any]:
         tensors = tf.graph_util.import_graph_def(
             graph.definition(embed=()), return_elements=references, name=""
         )
-        computed: Sequence[Any] = session.run(tensors, placeholders)
-    return [np.asarray(each) for each in computed]
+        found = zip(graph.outputs, tensors, strict=True)
+        wanted = {reference: tensor for reference, tensor in found if is_number(tensor.dtype)}
+        computed: Mapping[str, Any] = session.run(wanted, placeholders)
+    return {reference: np.asarray(value) for reference, value in computed.items()}
 
 
 def _renamed(graph: FlatGraph, names: Mapping[str, str]) -> FlatGraph:

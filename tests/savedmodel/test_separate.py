@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,7 @@ from saved_models import IMAGE, numbers
 from savedmodel.conftest import DeviceThread, Saved, at_once, load_model, separate_loader
 from vitrail.errors import FailedPrecondition, Unavailable
 from vitrail_server.savedmodel import functions, memory, prepared, separate
+from vitrail_server.savedmodel.incremental.weights import Weights
 from vitrail_server.savedmodel.loader import LoadedModel, Planning
 from vitrail_server.savedmodel.messages import Prepared, Sizes
 from vitrail_server.savedmodel.probe import Run
@@ -115,6 +117,24 @@ def test_nothing_of_the_tracing_stays(saved: Saved, loader: SeparateLoader) -> N
     assert graphs() <= before
     answers(model, numbers(12, 10, 3, seed=3), "logits")
     assert graphs() <= before
+
+
+def test_weights_are_there_once_and_go_with_their_version(saved: Saved, loader: SeparateLoader) -> None:
+    """Tensors are views of what was read; a plan's too."""
+    model = load(loader, saved("convolutional", size=(None, None)), image_sizes=((12, 10), (8, 8)))
+    forward: Any = model.forward
+    weights = Weights(forward.flat.constants, forward.held)
+    large = [name for name, value in forward.flat.constants.items() if value.size > 100]
+    assert large
+    for name in large:
+        value = forward.flat.constants[name]
+        assert np.shares_memory(value, np.asarray(memoryview(weights[name])))
+    left = weakref.ref(forward.flat.constants[large[0]])
+    del forward, weights, value
+    model.close()
+    del model
+    gc.collect()
+    assert left() is None
 
 
 def test_a_graph_that_was_measured_is_not_measured_again(saved: Saved, loader: SeparateLoader) -> None:

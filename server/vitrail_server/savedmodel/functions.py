@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from vitrail_server.savedmodel.constants import tensor_of
 from vitrail_server.savedmodel.flat import FlatGraph
 from vitrail_server.savedmodel.importing import imported
 from vitrail_server.savedmodel.incremental.compact import CompactFunction
@@ -113,7 +114,7 @@ class Shared:
         """Return the tensor that holds a constant."""
         if id(value) not in self._tensors:
             # The array is held too, so that no other one gets its id.
-            self._tensors[id(value)] = value, tf.constant(value)
+            self._tensors[id(value)] = value, tensor_of(value)
         return self._tensors[id(value)][1]
 
 

@@ -4,7 +4,6 @@ The constants go through a file, each of them once; the rest is small.
 """
 
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -15,9 +14,10 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from vitrail_server.savedmodel.backward import cheapen
+from vitrail_server.savedmodel.constants import ALIGNMENT, read_block
 from vitrail_server.savedmodel.flat import FlatGraph
 from vitrail_server.savedmodel.flatten import flatten
-from vitrail_server.savedmodel.functions import EMBEDDED, Gradient, Shared, flat_forward, flat_gradient
+from vitrail_server.savedmodel.functions import Gradient, Shared, flat_forward, flat_gradient
 from vitrail_server.savedmodel.loader import LoadedModel, Planning, samples_of, sized_graphs
 from vitrail_server.savedmodel.messages import NotPrepared, PackedGradient, PackedGraph, Place, Prepared
 from vitrail_server.savedmodel.probe import Run, Sample
@@ -40,9 +40,6 @@ ALIKE = 0.9999
 
 EXACT = 1e-5
 """How far a cheaper gradient may be from the other one, as a part of the largest slope."""
-
-ALIGNMENT = 64
-"""Bytes. TensorFlow computes with memory that is aligned so."""
 
 
 @dataclass(slots=True)
@@ -72,8 +69,7 @@ class ConstantsReader:
     """Reads constants back; the same array every time."""
 
     def __init__(self, file: BinaryIO) -> None:
-        empty = not file.seek(0, os.SEEK_END)
-        self._content = np.empty(0, np.uint8) if empty else np.memmap(file, np.uint8, "r")
+        self._content = read_block(file)
         self._arrays: dict[Place, NDArray[Any]] = {}
 
     def read(self, packed: PackedGraph) -> FlatGraph:
@@ -92,9 +88,8 @@ class ConstantsReader:
         if place not in self._arrays:
             dtype = np.dtype(tf.as_dtype(place.dtype).as_numpy_dtype)
             size = int(np.prod(place.shape)) * dtype.itemsize
-            array = self._content[place.start : place.start + size].view(dtype).reshape(place.shape)
-            # The large ones become tensors; the small ones must outlive the file.
-            self._arrays[place] = array if size > EMBEDDED else np.array(array)
+            found = self._content[place.start : place.start + size]
+            self._arrays[place] = found.view(dtype).reshape(place.shape)
         return self._arrays[place]
 
 

@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 
 import tensorflow as tf
 
+from vitrail_server.savedmodel.constants import tensor_of
 from vitrail_server.savedmodel.flat import Array
 
 Tensor: TypeAlias = Any
@@ -21,5 +22,5 @@ class Weights:
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._tensors:
             with tf.init_scope():  # not as a part of a graph that is being traced
-                self._tensors[name] = tf.constant(self._constants[name])
+                self._tensors[name] = tensor_of(self._constants[name])
         return self._tensors[name]

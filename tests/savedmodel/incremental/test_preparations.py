@@ -45,22 +45,27 @@ class Bench:
     """What preparations need; the background waits until it is told to go on."""
 
     def __init__(
-        self, tested: Net, limit: int = 1 << 20, full_batch: int = 1, allowance: int = 1 << 40
+        self,
+        tested: Net,
+        limit: int = 1 << 20,
+        full_batch: int = 1,
+        allowance: int = 1 << 40,
+        forward: ForwardFunction | None = None,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self.tested = tested
         self.waiting: list[Callable[[], None]] = []
         self.caches = Caches()
         self.executed = 0
         ticks = count()
-        forward = tested.forward
-        program = BatchProgram(Evaluate(forward), LAYOUT, full_batch)
+        program = BatchProgram(Evaluate(tested.forward), LAYOUT, full_batch)
         self.model = PlannedModel(
             graphs={SIZE: tested.graph},
             weights=Weights(tested.flat.constants, {}),
-            forward=forward,
+            forward=forward or tested.forward,
             inputs=("image",),
-            outputs=forward.outputs,
-            explained=forward.outputs,
+            outputs=tested.forward.outputs,
+            explained=tested.forward.outputs,
             samples={SIZE: Sample(LAYOUT, (0, 1), 1)},
             programs={SIZE: program},
             max_batch_size=None,
@@ -72,7 +77,7 @@ class Bench:
             background=self.waiting.append,
             budget=CacheBudget(limit, self.caches),
             time_slice=1000,
-            clock=lambda: float(next(ticks)),
+            clock=clock or (lambda: float(next(ticks))),
             resident=lambda: 0,
         )
 
@@ -407,6 +412,67 @@ def test_a_plan_that_is_slow_is_refused(tested: Net) -> None:
         found = verdict(tested, forward=full, seconds=lambda: now[0])
 
     assert found.reason == "it was measured 1.00 times as fast as the full forward"
+
+
+def test_a_plan_that_was_measured_slow_is_tried_again_later_and_later(
+    tested: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A minute in which the machine is busy costs a grid its speed for some minutes, and not for good."""
+    now, batch = [0.0], [16.0]
+    outputs = Evaluator.outputs
+
+    def measured(self: Evaluator, *arguments: Any) -> Any:
+        now[0] += batch[0]
+        return outputs(self, *arguments)
+
+    def full(arrays: Arrays, wanted: Collection[str]) -> Mapping[str, NDArray[np.generic]]:
+        now[0] += 1.0
+        return tested.forward(arrays, wanted)
+
+    def tried() -> bool:
+        """Ask for the grid."""
+        assert bench.program() is None
+        asked = bool(bench.waiting)
+        bench.prepare()
+        return asked
+
+    monkeypatch.setattr(Evaluator, "outputs", measured)
+    bench = Bench(tested, forward=full, clock=lambda: now[0])
+    assert tried()
+    for wait in (60.0, 120.0, 240.0):
+        assert bench.reason() == "it was measured 1.00 times as fast as the full forward"
+        now[0] += wait - 1
+        assert not tried()
+        now[0] += 1
+        assert tried()
+    monkeypatch.setattr(preparations, "LONGEST_WAIT", 300.0)
+    now[0] += 480
+    assert tried()
+    now[0] += 299
+    assert not tried()
+    batch[0] = 8.0
+    now[0] += 1
+    assert tried()
+    assert bench.reason() == ""
+    program = bench.program()
+    assert program is not None
+
+
+def test_a_plan_that_is_wrong_is_not_tried_again(tested: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = Evaluator.outputs
+
+    def wrong(self: Evaluator, *arguments: Any) -> Any:
+        return {name: values + 1 for name, values in outputs(self, *arguments).items()}
+
+    monkeypatch.setattr(Evaluator, "outputs", wrong)
+    now = [0.0]
+    bench = Bench(tested, clock=lambda: now[0])
+    assert bench.program() is None
+    bench.prepare()
+    assert "it differs from the full forward" in bench.reason()
+    now[0] += 1e9
+    assert bench.program() is None
+    assert not bench.waiting
 
 
 def test_the_batch_fits_the_time_slice(tested: Net) -> None:

@@ -8,6 +8,7 @@ not used for long makes way; but of grids that take turns one stays planned, and
 """
 
 import logging
+import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,9 @@ MOST_GRIDS = 64
 
 MOST_PATIENCE = 64
 """How often a grid has to be asked for at most, before another that was not asked for meanwhile makes way."""
+
+FIRST_WAIT, LONGEST_WAIT = 60.0, 86400.0
+"""Seconds after which a plan that was measured slow is tried again; twice as many each time, up to a day."""
 
 TYPICAL_WINDOWS = 14
 """Windows along each side of the image by which a version is judged when it is loaded: 16 pixels of 224."""
@@ -70,6 +74,19 @@ class PlannedModel:
     """How its functions are to be run."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Outcome:
+    """What became of making a plan and trying it."""
+
+    reason: str = ""
+    """Why there is none to use."""
+    prepared: Prepared | None = None
+    size: int = 0
+    """The bytes that it takes."""
+    slow: bool = False
+    """It would be used, had it been measured faster."""
+
+
 @dataclass(slots=True, eq=False)
 class _Entry:
     """What became of a grid: nothing yet, something that can be used, or a reason."""
@@ -77,8 +94,10 @@ class _Entry:
     prepared: Prepared | None = None
     reason: str = NO_ROOM
     preparing: bool = False
-    refused: bool = False
-    """A plan was tried, or would have been, and is of no use."""
+    refused_until: float = 0.0
+    """A plan was tried, or would have been, and is of no use; by the clock. Infinite: for good."""
+    wait: float = 0.0
+    """Seconds that it was refused for when it was last measured slow, which may have been the machine."""
     size: int = 0
     """The bytes that its plan takes."""
     users: int = 0
@@ -92,6 +111,16 @@ class _Entry:
     def patience(self) -> int:
         """How often it has to be asked for before another makes way: more often each time that it did."""
         return int(min(2 << self.forgotten, MOST_PATIENCE))
+
+    def take(self, outcome: _Outcome, now: float) -> None:
+        """Keep what became of preparing it; what was measured slow is refused longer each time."""
+        self.preparing = False
+        self.prepared, self.size, self.reason = outcome.prepared, outcome.size, outcome.reason
+        if outcome.slow:
+            self.wait = min(2 * self.wait or FIRST_WAIT, LONGEST_WAIT)
+            self.refused_until = now + self.wait
+        else:
+            self.wait, self.refused_until = 0.0, 0.0 if outcome.prepared else math.inf
 
     def outlasts(self, other: "_Entry") -> bool:
         """Return whether it was asked for so often since the other one was."""
@@ -145,13 +174,14 @@ class Preparations:
                 return None
             entry = self._asked_for(size, grid)
             if entry.prepared is None:
-                if not entry.preparing and not entry.refused and self._makes_room(entry):
+                refused = self._clock() < entry.refused_until
+                if not entry.preparing and not refused and self._makes_room(entry):
                     entry.preparing, entry.reason = True, "it is being prepared"
                     self._background(lambda: self._prepare(size, grid, entry))
                 return None
             if reason := entry.prepared.failure:
                 if not entry.users:
-                    entry.refused = True
+                    entry.refused_until = math.inf
                     self._forget(entry, reason)
                 return None
             give_back = self._budget.take(entry.prepared.evaluator.table_bytes)
@@ -261,41 +291,34 @@ class Preparations:
         model = self._model
         if model is None:
             return
-        prepared, taken, reason = None, 0, ""
+        outcome = _Outcome()
         try:
-            prepared, taken, reason = self._prepared(model, size, grid)
+            outcome = self._outcome(model, size, grid)
         except Exception as error:  # whatever it is, the full forward still works
             if self._model is not None:  # else it was taken away from under this
                 log.exception("a plan for incremental occlusion could not be made")
-            reason = f"it could not be prepared: {reason_of(error)}"
+            outcome = _Outcome(f"it could not be prepared: {reason_of(error)}")
         with self._lock:
             if self._model is not None:
-                entry.preparing, entry.refused = False, prepared is None
-                entry.prepared, entry.size, entry.reason = prepared, taken, reason
-                self._largest = max(self._largest, taken)
+                entry.take(outcome, self._clock())
+                self._largest = max(self._largest, entry.size)
                 self._changed()
                 self._keep_within()
                 return
-        prepared = model = None  # it was unloaded meanwhile
+        outcome = model = None  # type: ignore[assignment]  # it was unloaded meanwhile
         release_memory()
 
-    def _prepared(
-        self, model: PlannedModel, size: ImageSize, grid: WindowGrid
-    ) -> tuple[Prepared | None, int, str]:
-        """Return a plan with its bytes, or why there is none."""
+    def _outcome(self, model: PlannedModel, size: ImageSize, grid: WindowGrid) -> _Outcome:
+        """Make a plan and try it."""
         graph = model.graphs[size]
         plan = make_plan(graph, grid)
         if not plan.worthwhile:
-            return None, 0, obstacle_of(plan)
+            return _Outcome(obstacle_of(plan))
         needed = table_bytes(graph, plan)
         if needed > self._budget.limit:
-            return (
-                None,
-                0,
-                (
-                    f"its activations take {needed} bytes, and --incremental-cache-bytes allows "
-                    f"{self._budget.limit}"
-                ),
+            return _Outcome(
+                f"its activations take {needed} bytes, and --incremental-cache-bytes allows "
+                f"{self._budget.limit}"
             )
         before = self._resident()
         sample, full = model.samples[size], model.programs[size]
@@ -327,8 +350,9 @@ class Preparations:
             grown / 2**20,
         )
         if verdict.reason:
-            return None, 0, verdict.reason
-        return Prepared(evaluator, verdict.batch_size, verdict.seconds), grown, ""
+            # Speed is measured last, of a plan that is right in everything else.
+            return _Outcome(verdict.reason, slow=verdict.speedup > 0)
+        return _Outcome("", Prepared(evaluator, verdict.batch_size, verdict.seconds), grown)
 
 
 def typical_grid(size: ImageSize) -> WindowGrid:

@@ -4,7 +4,7 @@ Every pass is a pure function from graph to graph, exact to rounding. Keras expo
 a dozen operations on its variables; after these passes it is part of a kernel and a bias.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -229,7 +229,7 @@ def _own_paddings(node: Node) -> Array | None:
 
 
 def _evaluated(graph: FlatGraph) -> Mapping[str, Array]:
-    """Compute those outputs of a graph without inputs that are numbers: not the lists of a loop, for example."""
+    """Compute those outputs of a graph without inputs that are numbers: not a loop's lists, for example."""
     placeholders = {f"{name}:0": value for name, value in graph.constants.items()}
     host = tf.compat.v1.ConfigProto(device_count={"GPU": 0})
     with tf.Graph().as_default(), tf.compat.v1.Session(config=host) as session:

@@ -1,5 +1,6 @@
 """Plans of a version: prepared once, tried, budgeted, and given up where they do not hold."""
 
+import weakref
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from itertools import count
@@ -412,6 +413,28 @@ def test_a_plan_that_is_slow_is_refused(tested: Net) -> None:
         found = verdict(tested, forward=full, seconds=lambda: now[0])
 
     assert found.reason == "it was measured 1.00 times as fast as the full forward"
+
+
+def test_a_trial_keeps_the_tables_of_one_image_once(tested: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are as large as its maps; what the allocator once grew by for others it would keep."""
+    made: list[list[weakref.ref[Any]]] = []
+    alive: set[int] = set()
+    tables, outputs = Evaluator.tables, Evaluator.outputs
+
+    def noted(self: Evaluator, subject: Subject) -> Any:
+        found = tables(self, subject)
+        made.append([weakref.ref(each) for each in found])
+        return found
+
+    def counted(self: Evaluator, *arguments: Any) -> Any:
+        alive.add(sum(any(each() is not None for each in some) for some in made))
+        return outputs(self, *arguments)
+
+    monkeypatch.setattr(Evaluator, "tables", noted)
+    monkeypatch.setattr(Evaluator, "outputs", counted)
+    prepared(Bench(tested))
+    assert len(made) > 1
+    assert alive == {1}
 
 
 def test_a_plan_that_was_measured_slow_is_tried_again_later_and_later(

@@ -16,7 +16,7 @@ from savedmodel.incremental.nets import Net, Tensor, all_windows, differences, g
 from vitrail.errors import Unavailable
 from vitrail_server.savedmodel.incremental import preparations
 from vitrail_server.savedmodel.incremental.budget import CacheBudget
-from vitrail_server.savedmodel.incremental.check import Trial, difference, example_windows
+from vitrail_server.savedmodel.incremental.check import Trial, cheapest, difference, example_windows
 from vitrail_server.savedmodel.incremental.evaluator import Evaluator
 from vitrail_server.savedmodel.incremental.preparations import PlannedModel, Preparations
 from vitrail_server.savedmodel.incremental.program import IncrementalProgram
@@ -124,7 +124,7 @@ def test_a_grid_is_prepared_in_the_background_and_served_from_then_on(tested: Ne
     first, second = bench.program(), bench.program()
     assert first is not None
     assert first is not second
-    assert first.batch_size == 16
+    assert first.batch_size == 14
 
 
 def test_a_map_in_batches_that_are_padded(tested: Net) -> None:
@@ -132,10 +132,10 @@ def test_a_map_in_batches_that_are_padded(tested: Net) -> None:
     program = prepared(Bench(tested))
     subject, windows = tested.subject("image"), all_windows(GRID)
     whole = np.concatenate(
-        [program.execute([rows(subject, windows[start : start + 16])])[0].outputs for start in (0, 16)]
+        [program.execute([rows(subject, windows[start : start + 14])])[0].outputs for start in (0, 14)]
     )
     again = np.concatenate(
-        [program.execute([rows(subject, windows[start : start + 16])])[0].outputs for start in (0, 16)]
+        [program.execute([rows(subject, windows[start : start + 14])])[0].outputs for start in (0, 14)]
     )
 
     assert len(whole) == len(windows) == 26
@@ -269,12 +269,12 @@ def test_out_of_memory_halves_the_batch_here_and_later(tested: Net, monkeypatch:
     monkeypatch.setattr(Evaluator, "outputs", exhausted)
     windows = all_windows(GRID)
     with pytest.raises(OutOfMemory):
-        program.execute([rows(tested.subject(), windows[:16])])
+        program.execute([rows(tested.subject(), windows[:14])])
     assert program.halve()
-    assert program.batch_size == 8
+    assert program.batch_size == 7
     later = bench.program()
     assert later is not None
-    assert later.batch_size == 8
+    assert later.batch_size == 7
     while program.halve():
         pass
     with pytest.raises(OutOfMemory):
@@ -308,9 +308,9 @@ def test_rows_that_ran_out_of_memory_are_computed_in_smaller_batches(
     monkeypatch.setattr(Evaluator, "outputs", fitting_only(9))
     subject, windows = tested.subject("image"), all_windows(GRID)
     with pytest.raises(OutOfMemory):
-        program.execute([rows(subject, windows[:16])])
+        program.execute([rows(subject, windows[:14])])
     assert program.halve()
-    parts = [windows[start : start + 8] for start in range(0, len(windows), 8)]
+    parts = [windows[start : start + 7] for start in range(0, len(windows), 7)]
     whole = np.concatenate([program.execute([rows(subject, part)])[0].outputs for part in parts])
 
     assert len(whole) == len(windows)
@@ -326,7 +326,7 @@ def test_a_failure_ends_the_plan(tested: Net, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(Evaluator, "outputs", failing)
     with pytest.raises(RuntimeError):
-        program.execute([rows(tested.subject(), all_windows(GRID)[:16])])
+        program.execute([rows(tested.subject(), all_windows(GRID)[:14])])
     assert bench.program() is None
     assert bench.reason() == "it failed: RuntimeError: the graph is broken"
 
@@ -401,7 +401,7 @@ def test_a_plan_that_is_slow_is_refused(tested: Net) -> None:
     outputs = Evaluator.outputs
 
     def slow(self: Evaluator, *arguments: Any) -> Any:
-        now[0] += 8.0
+        now[0] += 7.0
         return outputs(self, *arguments)
 
     def full(arrays: Arrays, wanted: Collection[str]) -> Mapping[str, NDArray[np.generic]]:
@@ -441,7 +441,7 @@ def test_a_plan_that_was_measured_slow_is_tried_again_later_and_later(
     tested: Net, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A minute in which the machine is busy costs a grid its speed for some minutes, and not for good."""
-    now, batch = [0.0], [16.0]
+    now, batch = [0.0], [14.0]
     outputs = Evaluator.outputs
 
     def measured(self: Evaluator, *arguments: Any) -> Any:
@@ -473,7 +473,7 @@ def test_a_plan_that_was_measured_slow_is_tried_again_later_and_later(
     assert tried()
     now[0] += 299
     assert not tried()
-    batch[0] = 8.0
+    batch[0] = 7.0
     now[0] += 1
     assert tried()
     assert bench.reason() == ""
@@ -499,12 +499,52 @@ def test_a_plan_that_is_wrong_is_not_tried_again(tested: Net, monkeypatch: pytes
 
 
 def test_the_batch_fits_the_time_slice(tested: Net) -> None:
-    """By a clock on which every batch takes a second: one of four, so that two are expected of eight, which
-    are not tried; of seven less is, and they are found to take no longer than four."""
-    assert verdict(tested).batch_size == 16
-    assert verdict(tested, time_slice=1.0).batch_size == 7
+    """By a clock on which every batch takes a second: the fewest batches win, those of 14 windows, since
+    of 16 there would be two as well. If the first ones that are tried, of four, take too long, so do all."""
+    assert verdict(tested, time_slice=1.0).batch_size == 14
     assert verdict(tested, time_slice=0.9).batch_size == 3
     assert verdict(tested, time_slice=0.1).batch_size == 1
+
+
+def test_a_batch_that_takes_longer_than_the_slice_ends_the_search(
+    tested: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock on which a window takes a second."""
+    now, tried = [0.0], set()
+    outputs = Evaluator.outputs
+
+    def measured(
+        self: Evaluator, tables: Any, subject: Subject, windows: NDArray[np.int32], *rest: Any
+    ) -> Any:
+        now[0] += len(windows)
+        tried.add(len(windows))
+        return outputs(self, tables, subject, windows, *rest)
+
+    monkeypatch.setattr(Evaluator, "outputs", measured)
+    found = verdict(tested, seconds=lambda: now[0], time_slice=6.0)
+    assert found.batch_size == 4  # 28 s for 26 rows; with 5 and 6 they take 30
+    assert max(tried) == 7
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rows", "size"),
+    [
+        ({4: 0.4, 8: 0.8}, 32, 4),  # as fast, and earlier
+        ({4: 0.4, 8: 0.78}, 32, 8),
+        ({4: 0.4, 8: 0.79}, 32, 4),  # one per cent is not worth it
+        (
+            {10: 1.0, 16: 1.5},
+            50,
+            10,
+        ),  # five batches of 1 s against four of 1.5 s, the last one with 2 windows
+        ({10: 1.0, 16: 1.5}, 160, 16),
+        ({4: 0.004, 8: 0.008}, 32, 8),  # 2 ms around each batch count
+    ],
+)
+def test_the_batch_that_a_map_takes_the_least_time_with(
+    seconds: dict[int, float], rows: int, size: int
+) -> None:
+    assert cheapest(seconds, rows) == size
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrail_server.savedmodel.incremental.evaluator import Evaluator, Tables
+from vitrail_server.savedmodel.measure import AROUND
 from vitrail_server.savedmodel.probe import Run
 from vitrail_server.savedmodel.programs import ForwardFunction
 from vitrail_server.savedmodel.rows import RowBuffer, RowLayout
@@ -20,8 +21,11 @@ LARGEST_BATCH = 16
 """Windows in a batch; more gained nothing on a CPU, where their maps no longer fit its caches."""
 
 BATCHES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, LARGEST_BATCH)
-"""The sizes tried: close together, because a batch of a large network has room for few windows, and each of
-them shares the reading of its weights."""
+"""The sizes tried: close together, because a batch of a large network has room for few windows, each of which
+shares the reading of its weights, and because a small grid should fill its last batch."""
+
+ABOUT = 0.02
+"""How much longer a map may take with smaller batches: its first tiles come earlier, and others wait less."""
 
 TOLERANCE = 1e-5
 """How far outputs may be from the full forward's, as a part of the largest."""
@@ -119,7 +123,7 @@ class Trial:
     def _batch_size(
         self, tables: Tables, subject: Subject, windows: NDArray[np.int32], largest: int, time_slice: float
     ) -> int:
-        """Return the largest size that keeps within `largest` rows and the time slice."""
+        """Return the size that takes a map the least time, of at most `largest` rows and within the slice."""
 
         def seconds(size: int) -> float:
             some = windows[:size]
@@ -130,16 +134,18 @@ class Trial:
             return min(calls[1:])  # the first one prepares the function
 
         few = min(4, largest)
-        per_window = seconds(few) / few
-        sizes = [size for size in BATCHES if size <= largest]
-        batch = max([1, *(size for size in sizes if size * per_window <= time_slice)])
-        for size in sizes:
-            # What the windows of a batch share makes a larger one cheaper than that.
-            if size > batch and size * per_window < 2 * time_slice:
-                if seconds(size) > time_slice:
-                    break
-                batch = size
-        return batch
+        measured = {few: seconds(few)}
+        if measured[few] > time_slice:
+            return max([1, *(size for size in BATCHES if size * measured[few] / few <= time_slice)])
+        rows = len(self._evaluator.plan.grid) + 1
+        for size in [each for each in BATCHES if few < each <= largest]:
+            if -(-rows // size) == -(-rows // max(measured)):
+                continue  # as many batches as before, only larger
+            taken = seconds(size)
+            if taken > time_slice:
+                break
+            measured[size] = taken
+        return cheapest(measured, rows)
 
     def _slots_alike(self, tables: Tables, subject: Subject, windows: NDArray[np.int32]) -> bool:
         """Return whether windows get the same bits in other places of a batch, as far as this can tell."""
@@ -184,6 +190,16 @@ class Trial:
             return result, self._clock() - began
 
         return self._run(timed)
+
+
+def cheapest(seconds: Mapping[int, float], rows: int) -> int:
+    """Return the smallest batch size with which so many rows take about the least time.
+
+    `seconds` are those of a batch of each size. The last batch is filled up, and around each the server has
+    other things to do.
+    """
+    of_map = {size: -(-rows // size) * (each + AROUND) for size, each in seconds.items()}
+    return min(size for size, each in of_map.items() if each <= (1 + ABOUT) * min(of_map.values()))
 
 
 def example_windows(

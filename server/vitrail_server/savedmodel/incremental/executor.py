@@ -18,7 +18,7 @@ from vitrail_server.savedmodel.importing import imported
 from vitrail_server.savedmodel.incremental.compact import CompactFunction
 from vitrail_server.savedmodel.incremental.graph import SMALL, SizedGraph
 from vitrail_server.savedmodel.incremental.operations import Windowed
-from vitrail_server.savedmodel.incremental.pixels import PixelFinder
+from vitrail_server.savedmodel.incremental.pixels import SHAPES, PixelFinder
 from vitrail_server.savedmodel.incremental.plan import PAD_ROWS, Crop, Plan, Step
 from vitrail_server.savedmodel.incremental.weights import Weights
 
@@ -51,28 +51,19 @@ def trace_windows(graph: SizedGraph, plan: Plan, weights: Weights, finder: Pixel
 
     def windows(*arguments: Tensor) -> list[Tensor]:
         given = iter(arguments)
-        pixels = _PixelTensors(finder, list(islice(given, len(_PIXELS))))
+        pixels = _PixelTensors(finder, list(islice(given, len(SHAPES))))
         shown = next(given)
         tables = dict(zip(plan.tables, islice(given, len(plan.tables)), strict=True))
         feeds = dict(zip((f"{each}:0" for each in others), given, strict=True))
         return _Windows(graph, plan, weights, pixels, tables).outputs(shown, feeds)
 
     concrete = tf.function(windows, autograph=False).get_concrete_function(
-        *(tf.TensorSpec(shape, tf.int32) for shape in _PIXELS),
+        *(tf.TensorSpec(shape, tf.int32) for shape in SHAPES),
         tf.TensorSpec((None, rows, columns, image.shape[3]), image.dtype),
         *(_table_spec(graph, each) for each in plan.tables),
         *(specs[each] for each in others),
     )
     return CompactFunction(concrete)
-
-
-_PIXELS = (
-    *((None, 2),),
-    *(((None, None, 1),) * 2),
-    *(((None, 1, None),) * 2),
-    *(((None,),) * 2),
-)
-"""The shapes of `Pixels.tensors`."""
 
 
 class _PixelTensors:
@@ -83,7 +74,7 @@ class _PixelTensors:
         bands, y_old, y_new, x_old, x_new, heights, widths = tensors
         matrices, geometries = finder.counts
         self._finder = finder
-        self._bands = tf.unstack(bands, 2 * matrices) if matrices else []
+        self._bands = tf.unstack(bands, 2 * matrices)
         self._rows = [tf.split(each, heights, 1, geometries) for each in (y_old, y_new)]
         self._columns = [tf.split(each, widths, 2, geometries) for each in (x_old, x_new)]
         self._indices: dict[int, Tensor] = {}

@@ -21,6 +21,9 @@ Ints = NDArray[np.int32]
 FAR = -(2**30)
 """The index of what is not there; twice that is still a number of 32 bits."""
 
+SHAPES = (None, 2), (None, None, 1), (None, None, 1), (None, 1, None), (None, 1, None), (None,), (None,)
+"""Those of `Pixels.tensors`; None is what depends on the plan or the batch."""
+
 Key = tuple[object, ...]
 
 

@@ -5,6 +5,7 @@ why), 2 wrong usage, 130 interrupted. Pillow and rich are imported only for what
 """
 
 import argparse
+import io
 import json
 import math
 import os
@@ -57,6 +58,8 @@ METHODS: dict[str, type[Gradient] | type[Occlusion]] = {"gradient": Gradient, "o
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; None: the arguments of the process."""
     try:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # a name that it cannot write stops nothing
         arguments = _parser().parse_args(argv)
         code: int = arguments.run(arguments)
         sys.stdout.flush()
@@ -402,7 +405,8 @@ def _plain(value: object) -> object:
 
 
 def _print_json(report: object) -> None:
-    print(json.dumps(_finite(report), indent=2, ensure_ascii=False, allow_nan=False))
+    escaped = not (sys.stdout.encoding or "").lower().startswith("utf")
+    print(json.dumps(_finite(report), indent=2, ensure_ascii=escaped, allow_nan=False))
 
 
 def _finite(value: object) -> object:

@@ -441,6 +441,24 @@ def test_models_as_json(server: FakeServer, run: Run) -> None:
     assert [model["name"] for model in json.loads(out)] == ["net", "other"]
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_what_stdout_cannot_write_is_escaped(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    server.models = [Model(name="\u6a21", reason="\U0001f600 broken")]
+
+    def printed(*arguments: str) -> str:
+        written = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding))
+        cli.main([*arguments, "--server", server.target])
+        return written.getvalue().decode(encoding)
+
+    [model] = json.loads(printed("models", "--json"))
+    assert model == {"name": "\u6a21", "reason": "\U0001f600 broken"}
+    for command in ("models", "status"):
+        assert ("\u6a21" if encoding == "utf-8" else r"\u6a21") in printed(command)
+
+
 def test_status_says_whether_the_server_is_ready(server: FakeServer, run: Run) -> None:
     server.models = MODELS
     server.health.set("", server_state("SERVING"))

@@ -290,7 +290,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"method": "gradient", "target": ""}, "vitrail_target is empty; give an index or a label"),
     ({"method": "gradient", "targets": ""}, "vitrail_targets is empty; give indices or labels"),
     ({"method": "gradient", "objective": "LOSS"}, "vitrail_objective is 'LOSS'; it must be one of OUTPUT, "),
-    ({"method": "gradient", "values": "1"}, "vitrail_values is set, but only KIND_SQUARED_ERROR has values"),
+    ({"method": "gradient", "values": "1"}, "vitrail_values is set, but only SQUARED_ERROR has values"),
     ({"method": "gradient", "output": "x"}, "vitrail_output is 'x'; model 'pictures' has the outputs"),
     ({"method": "gradient", "time_budget": 0}, "vitrail_time_budget is 0; it must be seconds above 0"),
     ({"method": "gradient", "time_budget": "soon"}, "vitrail_time_budget is 'soon'; it must be a number"),
@@ -319,7 +319,12 @@ async def test_a_wrong_option_is_refused_by_name(client: Any, zoo: Served, case:
             [given("image", np.array([b"", b""], object))],
             "is BYTES with 2 elements; send one JPEG or PNG file",
         ),
-        ([given("image", IMAGE[:5])], "shape is [5, 8, 3]; model 'pictures' takes [6, 8, 3]"),
+        (
+            [given("image", np.array([b"a gif"], object))],
+            "the image is neither a JPEG nor a PNG (5 bytes); other formats can be sent as a tensor of pixels",
+        ),
+        ([given("image", IMAGE * np.nan)], "] the image has 144 values that are not finite"),
+        ([given("image", IMAGE[:5])], "the image's shape is [5, 8, 3]; model 'pictures' takes [6, 8, 3]"),
     ],
 )
 async def test_a_wrong_image_is_refused(client: Any, inputs: list[Any], text: str) -> None:

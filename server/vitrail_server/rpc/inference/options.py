@@ -24,8 +24,12 @@ NAMES = (
     (r"spec\.objective\.values", f"{PREFIX}values"),
     (r"spec\.objective\.kind", f"{PREFIX}objective"),
     (r"spec\.output_name", f"{PREFIX}output"),
+    (r"(sent as|send) spec\.image\.tensor", r"\1 a tensor of pixels"),
+    (r"spec\.image\.tensor\.(\w+)", r"the image's \1"),
+    (r"spec\.image(?:\.tensor|\.encoded)?", "the image"),
     (r"spec\.targets[\w.]*(?:\[\d+\])?(?:\.\w+)?", f"{PREFIX}targets"),
     (r"spec\.(\w+)", rf"{PREFIX}\1"),
+    (r"\bKIND_(\w+)", r"\1"),
 )
 """How the fields of an ExplanationSpec are called here, for messages."""
 

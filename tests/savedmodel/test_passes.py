@@ -72,10 +72,11 @@ def test_constants_are_computed_once(predict: Any, left: list[str] | None) -> No
         assert operations(rewritten(predict, fold_constants)[1]) == left
 
 
-def test_lists_of_tensors_stay_while_the_numbers_beside_them_are_computed() -> None:
+@pytest.mark.parametrize("shape", [None, (None, 3)])
+def test_lists_of_tensors_stay_while_the_numbers_beside_them_are_computed(shape: Any) -> None:
     def predict(image: Any) -> Any:
         scale = tf.math.rsqrt(tf.constant(VECTOR[:3] ** 2) + 0.1)
-        each = tf.TensorArray(tf.float32, 3, element_shape=(None, 3))
+        each = tf.TensorArray(tf.float32, 3, element_shape=shape)
         _, each = tf.while_loop(
             lambda row, _: row < 3, lambda row, to: (row + 1, to.write(row, image[:, row, 0])), (0, each)
         )

@@ -36,6 +36,9 @@ CALLS = frozenset({"PartitionedCall", "StatelessWhile", "StatelessIf", "Stateles
 LARGEST_FOLDED = 1 << 20
 """Bytes. What would be larger than this, and than every constant there is, stays a computation."""
 
+LARGEST_SHAPE = 32
+"""Elements of the largest constant that may be a shape."""
+
 
 def simplify(graph: FlatGraph) -> FlatGraph:
     """Apply all passes."""
@@ -230,16 +233,19 @@ def _own_paddings(node: Node) -> Array | None:
 
 def _evaluated(graph: FlatGraph) -> Mapping[str, Array]:
     """Compute those outputs of a graph without inputs that are numbers: not a loop's lists, for example."""
-    placeholders = {f"{name}:0": value for name, value in graph.constants.items()}
+    constants = graph.constants.items()
+    # Some operations take shapes from constants only.
+    embedded = {name for name, value in constants if value.dtype.kind == "i" and value.size <= LARGEST_SHAPE}
+    given = {f"{name}:0": value for name, value in constants if name not in embedded}
     host = tf.compat.v1.ConfigProto(device_count={"GPU": 0})
     with tf.Graph().as_default(), tf.compat.v1.Session(config=host) as session:
         references = [each if ":" in each else f"{each}:0" for each in graph.outputs]
         tensors = tf.graph_util.import_graph_def(
-            graph.definition(embed=()), return_elements=references, name=""
+            graph.definition(embedded), return_elements=references, name=""
         )
         found = zip(graph.outputs, tensors, strict=True)
         wanted = {reference: tensor for reference, tensor in found if is_number(tensor.dtype)}
-        computed: Mapping[str, Any] = session.run(wanted, placeholders)
+        computed: Mapping[str, Any] = session.run(wanted, given)
     return {reference: np.asarray(value) for reference, value in computed.items()}
 
 

@@ -182,7 +182,8 @@ def image_parts(image: ImageLike) -> tuple[pb.Image, bytes | memoryview]:
         return message, _png(image)
     if isinstance(image, str | os.PathLike):
         try:
-            encoded = Path(image).read_bytes()
+            with Path(image).open("rb") as file:
+                encoded = file.read(LARGEST_IMAGE + 1)  # a device may have no end
         except OSError as error:
             raise InvalidArgument(f"cannot read {os.fspath(image)}: {error.strerror}", field=path) from error
     elif isinstance(image, bytes | bytearray | memoryview):
@@ -212,7 +213,7 @@ def image_parts(image: ImageLike) -> tuple[pb.Image, bytes | memoryview]:
 def _check_size(size: int, field: str) -> None:
     if size > LARGEST_IMAGE:
         raise InvalidArgument(
-            f"{field} has {size} bytes, and a message at most {LARGEST_IMAGE} of them; use a smaller image",
+            f"{field} has more than {LARGEST_IMAGE} bytes, which is all a message holds; use a smaller image",
             field=field,
         )
 

@@ -209,9 +209,16 @@ def test_a_file_that_no_message_holds_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(request, "LARGEST_IMAGE", 4)
 
     assert image_message(b"1234").encoded == b"1234"
-    with pytest.raises(InvalidArgument, match="has 5 bytes") as refusal:
+    with pytest.raises(InvalidArgument, match="has more than 4 bytes") as refusal:
         image_message(b"12345")
     assert refusal.value.field == "spec.image.encoded"
+
+
+def test_a_file_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request, "LARGEST_IMAGE", 4)
+
+    with pytest.raises(InvalidArgument, match="has more than 4 bytes"):
+        image_message("/dev/zero")
 
 
 def test_a_budget_is_the_time_left() -> None:

@@ -321,8 +321,7 @@ async def test_a_wrong_option_is_refused_by_name(client: Any, zoo: Served, case:
         ),
         (
             [given("image", np.array([b"a gif"], object))],
-            "the image is neither a JPEG nor a PNG (5 bytes); other formats can be sent as a tensor of "
-            "pixels",
+            "the image is neither a JPEG nor a PNG (5 bytes); other formats can be sent as a tensor",
         ),
         ([given("image", IMAGE * np.nan)], "] the image has 144 values that are not finite"),
         ([given("image", IMAGE[:5])], "the image's shape is [5, 8, 3]; model 'pictures' takes [6, 8, 3]"),

@@ -42,7 +42,7 @@ SMALLEST = np.finfo(np.float32).tiny
 EMBEDDED = 1 << 20
 """Bytes of the largest constant that is made part of a graph.
 
-Of those TensorFlow holds about eight copies, for a speed that only small ones repay: on CPUs 0 to 10 per
+Of those TensorFlow holds about five copies, for a speed that only small ones repay: on CPUs 0 to 10 per
 cent. Larger ones are tensors outside the graph, which every function made of it can share.
 """
 

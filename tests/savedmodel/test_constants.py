@@ -89,3 +89,21 @@ def test_a_file_that_is_read_in_pieces_or_ends_early() -> None:
     assert read_block(Pieces(content)).tobytes() == content
     with pytest.raises(EOFError, match="a file of 101 bytes ended after 100"):
         read_block(Short(content))
+
+
+def test_weights_are_in_huge_pages_where_the_system_has_them(tmp_path: Path) -> None:
+    block = block_of(tmp_path / "file", 4 << 20)
+    assert ("hg" in flags_of(block.ctypes.data)) == Path("/sys/kernel/mm/transparent_hugepage").is_dir()
+
+
+def flags_of(address: int) -> list[str]:
+    """Return what Linux says of the memory at an address; see VmFlags in proc(5)."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text("ascii").splitlines():
+        head, *rest = line.split()
+        if "-" in head:
+            first, last = (int(each, 16) for each in head.split("-"))
+            inside = first <= address < last
+        elif inside and head == "VmFlags:":
+            return rest
+    raise LookupError(f"nothing is mapped at {address:#x}")

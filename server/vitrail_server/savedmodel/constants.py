@@ -6,6 +6,8 @@ that. An array that begins where TensorFlow wants it can be the tensor's memory 
 
 import mmap
 import os
+import sys
+from contextlib import suppress
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
@@ -41,7 +43,12 @@ def read_block(file: BinaryIO) -> NDArray[np.uint8]:
     size = file.seek(0, os.SEEK_END)
     if not size:
         return np.empty(0, np.uint8)
-    block = np.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if sys.platform == "linux":
+        with suppress(OSError):  # a system without huge pages
+            # A batch reads all weights, and in pages of 4 KiB it looks up every one of them.
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    block = np.frombuffer(memory, np.uint8)
     file.seek(0)
     read = 0
     while read < size:

@@ -462,6 +462,7 @@ async def test_a_gradient_whose_budget_ends_has_the_first_targets(tmp_path: Path
         call = running.explanations.ExplainTiles(pb.ExplainTilesRequest(spec=what))
         gate.let_through()
         plan, tile = event_of(await call.read()), event_of(await call.read())
+        await gate.reached(2)  # the second one has begun, and a third one waits behind it or not
         running.offers["m"].program(Kind.GRADIENT).seconds = 1e6
         gate.open()
         answer = received([plan, tile, *[event_of(each) async for each in _messages(call)]])

@@ -410,7 +410,8 @@ async def test_an_occlusion_whose_budget_ends_is_partial_and_says_what_it_has(tm
         call = running.explanations.ExplainTiles(pb.ExplainTilesRequest(spec=what))
         gate.let_through()
         plan, tile = event_of(await call.read()), event_of(await call.read())
-        # Some batches of 4 are under way. From now on a batch is known to take longer than the budget.
+        await gate.reached(2)
+        # One or two batches of 4 are under way. From now on one is known to take longer than the budget.
         running.offers["m"].program(Kind.FORWARD).seconds = 1e6
         gate.open()
         answer = received([plan, tile, *[event_of(each) async for each in _messages(call)]])

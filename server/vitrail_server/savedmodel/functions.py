@@ -14,10 +14,10 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from vitrail_server.savedmodel.compact import CompactFunction
 from vitrail_server.savedmodel.constants import tensor_of
 from vitrail_server.savedmodel.flat import FlatGraph
 from vitrail_server.savedmodel.importing import imported
-from vitrail_server.savedmodel.incremental.compact import CompactFunction
 from vitrail_server.savedmodel.products import Products
 from vitrail_server.savedmodel.programs import Derivatives
 from vitrail_server.savedmodel.rows import Arrays

@@ -8,7 +8,7 @@ import pytest
 from tensorflow.python.eager import context
 
 from savedmodel.incremental.nets import Net, all_windows, differences, grid_of, net
-from vitrail_server.savedmodel.incremental.compact import CompactFunction
+from vitrail_server.savedmodel.compact import CompactFunction
 from vitrail_server.savedmodel.passes import simplify
 
 SIZE = (96, 96)

@@ -13,9 +13,9 @@ from typing import Any, TypeAlias
 
 import tensorflow as tf
 
+from vitrail_server.savedmodel.compact import CompactFunction
 from vitrail_server.savedmodel.flat import Node, copy_of, first_output, name_of
 from vitrail_server.savedmodel.importing import imported
-from vitrail_server.savedmodel.incremental.compact import CompactFunction
 from vitrail_server.savedmodel.incremental.graph import SMALL, SizedGraph
 from vitrail_server.savedmodel.incremental.operations import Windowed
 from vitrail_server.savedmodel.incremental.pixels import SHAPES, PixelFinder

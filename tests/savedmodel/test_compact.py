@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.eager import context
 
-from vitrail_server.savedmodel.incremental.compact import CompactFunction
+from vitrail_server.savedmodel.compact import CompactFunction
 
 Tensor = Any
 
